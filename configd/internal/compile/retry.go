@@ -1,0 +1,66 @@
+package compile
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"retinue.dev/configd/internal/diag"
+	"retinue.dev/configd/internal/schema"
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+// retryConditions are the names that retry's on takes, beside a status of 400 to 599.
+var retryConditions = []string{
+	"5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "retriable-4xx", "refused-stream",
+	"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
+	"envoy-ratelimited",
+}
+
+// retry compiles a retry block; nil for none.
+func (c *compiler) retry(n *schema.Node) *configv1.RetryPolicy {
+	if n == nil {
+		return nil
+	}
+	p := &configv1.RetryPolicy{
+		Attempts: uint32(n.Int("attempts")), PerTryTimeoutMs: n.Int("per_try_timeout"),
+		BackOffMs: n.Int("back_off"), MaxBackOffMs: 10 * n.Int("back_off"), SameHost: !n.Bool("avoid_previous_hosts"),
+	}
+	if n.Has("max_back_off") {
+		if p.MaxBackOffMs = n.Int("max_back_off"); p.MaxBackOffMs < p.BackOffMs {
+			c.diags.Report(diag.Exclusive, n.Range("max_back_off"), "Pauses end before they begin", "max_back_off is shorter than back_off.")
+		}
+	}
+	for block, to := range map[string]*[]*configv1.FieldMatch{"response_header": &p.RetriableHeaders, "request_header": &p.RetriableRequestHeaders} {
+		for _, b := range n.All(block) {
+			c.within(b, func() {
+				name, ok := c.fieldName("header", schema.Value{V: b.Label, Range: b.LabelRange})
+				if f := c.fieldMatch(b); f != nil && ok {
+					f.Name = name
+					*to = append(*to, f)
+				}
+			})
+		}
+	}
+	list := n.List("on")
+	if len(list) == 0 && n.Has("on") && !n.Failed("on") {
+		c.diags.Report(diag.OutOfRange, n.Range("on"), "Never tried again", "A retry names at least one condition.")
+	}
+	for _, v := range list {
+		name, _ := v.V.(string)
+		code, err := strconv.Atoi(name)
+		switch {
+		case err == nil && code >= 400 && code <= 599:
+			p.StatusCodes = append(p.StatusCodes, uint32(code))
+		case slices.Contains(retryConditions, name):
+			p.On = append(p.On, name)
+		default:
+			detail := "Conditions are a status of 400 to 599, " + strings.Join(retryConditions, ", ") + "."
+			if near := diag.Near(name, retryConditions); near != "" {
+				detail = "Did you mean \"" + near + "\"? " + detail
+			}
+			c.diags.Report(diag.OutOfRange, v.Range, "Unknown condition", "%s", detail)
+		}
+	}
+	return p
+}
