@@ -1,0 +1,123 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+// maxPriority is Envoy's.
+const maxPriority = 127
+
+// Host is one endpoint. Two host sets share the Host of an address that both name with the same words, so that what a worker
+// keeps for it (its idle connections) survives.
+type Host struct {
+	Address  string // as configured: "127.0.0.1:80" or "unix:/path"
+	Weight   uint64
+	Priority int
+	Locality string
+	Metadata []Label        // by name
+	IP       netip.AddrPort // invalid for a Unix socket
+	Path     string         // Unix socket path, "" for TCP
+
+	outcomes []cell // by worker; none where nobody observes
+}
+
+// Label is one word of metadata.
+type Label struct{ Name, Value string }
+
+// hashKey is the name of the metadata that stands for the address in consistent hashes (Envoy's).
+const hashKey = "hash_key"
+
+// key is what consistent hashes know the host by.
+func (h *Host) key() string {
+	if v, ok := h.label(hashKey); ok && v != "" {
+		return v
+	}
+	return h.Address
+}
+
+func (h *Host) label(name string) (string, bool) {
+	for _, l := range h.Metadata {
+		if l.Name == name {
+			return l.Value, true
+		}
+	}
+	return "", false
+}
+
+// BuildHosts makes the members of a cluster out of endpoints, sharing hosts with those that it has.
+func (c *Cluster) BuildHosts(endpoints []*configv1.Endpoint) (*HostSet, error) {
+	return buildHosts(c.Rule, endpoints, c.Hosts)
+}
+
+// buildHosts makes a host set in which everybody is well, sharing hosts with previous (nil: none).
+func buildHosts(rule *Rule, endpoints []*configv1.Endpoint, previous *HostSet) (*HostSet, error) {
+	known := map[string]*Host{}
+	if previous != nil {
+		for _, h := range previous.Hosts {
+			known[h.Address] = h
+		}
+	}
+	hosts := make([]*Host, 0, len(endpoints))
+	seen := make(map[string]bool, len(endpoints))
+	for i, e := range endpoints {
+		if seen[e.GetAddress()] {
+			return nil, fmt.Errorf("endpoints[%d]: %s is named twice: give it one entry with a weight", i, e.GetAddress())
+		}
+		seen[e.GetAddress()] = true
+		host, err := buildHost(e)
+		if err != nil {
+			return nil, fmt.Errorf("endpoints[%d]: %w", i, err)
+		}
+		if old := known[e.GetAddress()]; old != nil && old.same(host) {
+			host = old
+		}
+		hosts = append(hosts, host)
+	}
+	return arrange(rule, hosts, nil), nil
+}
+
+// same tells whether two hosts of an address say the same.
+func (h *Host) same(other *Host) bool {
+	return h.Weight == other.Weight && h.Priority == other.Priority && h.Locality == other.Locality && slices.Equal(h.Metadata, other.Metadata)
+}
+
+func buildHost(e *configv1.Endpoint) (*Host, error) {
+	h, err := parseHost(e.GetAddress())
+	if err != nil {
+		return nil, err
+	}
+	if h.Weight = uint64(max(e.GetWeight(), 1)); h.Weight > maxWeight {
+		return nil, fmt.Errorf("weight %d is above %d", h.Weight, maxWeight)
+	}
+	if e.GetPriority() > maxPriority {
+		return nil, fmt.Errorf("priority %d is above %d", e.GetPriority(), maxPriority)
+	}
+	h.Priority, h.Locality = int(e.GetPriority()), e.GetLocality()
+	for _, m := range e.GetMetadata() {
+		h.Metadata = append(h.Metadata, Label{m.GetName(), m.GetValue()})
+	}
+	return h, nil
+}
+
+func parseHost(address string) (*Host, error) {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		if path == "" || len(path) > 107 {
+			return nil, fmt.Errorf("%q: a Unix socket path has 1 to 107 bytes", address)
+		}
+		return &Host{Address: address, Path: path}, nil
+	}
+	ip, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("%q is neither IP:port nor unix:/path", address)
+	}
+	if ip.Port() == 0 {
+		return nil, errors.New(address + ": port 0 cannot be connected to")
+	}
+	return &Host{Address: address, IP: ip}, nil
+}

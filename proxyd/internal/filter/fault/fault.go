@@ -1,0 +1,210 @@
+// Package fault is the filter that makes some requests late and some fail, to see what their clients do then (Envoy's fault). A
+// delay is a timer of the worker, behind which the request stands; nothing is called from another thread.
+package fault
+
+import (
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/filter/freelist"
+	"retinue.dev/proxyd/internal/route"
+	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/timer"
+	"retinue.dev/proxyd/internal/worker"
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+const (
+	million = 1_000_000
+	// longest bounds a delay that a header asks for, ms.
+	longest = int64(time.Hour / time.Millisecond)
+
+	text   = "fault filter abort"
+	detail = "fault_filter_abort"
+)
+
+var (
+	nameDelay = []byte("x-envoy-fault-delay-request")
+	nameAbort = []byte("x-envoy-fault-abort-request")
+)
+
+// Filter is the filter of one object: a stream.Factory.
+type Filter struct {
+	delay         int64 // ms
+	delayFraction uint64
+	abort         int
+	abortFraction uint64
+	headers       bool
+	most          int64
+	when          *route.When
+	active        atomic.Int64
+	workers       []perWorker
+	cells         []*counters.Fault
+}
+
+type perWorker struct {
+	free    freelist.List[injector]
+	scratch []byte
+}
+
+// New builds the filter.
+func New(o *configv1.FaultFilter, workers int, cells []*counters.Fault) (*Filter, error) {
+	f := &Filter{
+		delay: o.GetDelayMs(), delayFraction: share(o.DelayFraction), abort: int(o.GetAbortStatus()), abortFraction: share(o.AbortFraction),
+		headers: o.GetHeaders(), most: int64(o.GetMaxActive()), workers: make([]perWorker, workers), cells: cells,
+	}
+	if f.delay < 0 || f.delay > longest {
+		return nil, fmt.Errorf("a delay is at most an hour")
+	}
+	if f.abort != 0 && (f.abort < 200 || f.abort > 599) {
+		return nil, fmt.Errorf("abort status %d is not between 200 and 599", f.abort)
+	}
+	var err error
+	f.when, err = route.CompileWhen(o.GetMatch())
+	return f, err
+}
+
+func share(fraction *uint32) uint64 {
+	if fraction == nil {
+		return million
+	}
+	return uint64(*fraction)
+}
+
+// NewFilter implements stream.Factory.
+func (f *Filter) NewFilter(w *worker.Worker) stream.Filter {
+	i := f.workers[w.ID].free.Take()
+	i.Filter = f
+	i.timer.Callback = i
+	return i
+}
+
+// injector is the filter of one stream.
+type injector struct {
+	stream.PassThrough
+	*Filter
+	timer  timer.Timer
+	cb     *stream.Callbacks // while the request is held
+	active bool
+	paused bool
+}
+
+// DecodeHeaders implements stream.Filter.
+func (i *injector) DecodeHeaders(c *stream.Callbacks, end bool) stream.Status {
+	s := c.Stream()
+	if i.when != nil && !i.meets(s) {
+		return stream.Continue
+	}
+	if delay := i.drawDelay(s); delay > 0 && i.begin(s) {
+		i.cells[s.Worker.ID][counters.FaultDelaysInjected]++
+		s.Flags |= stream.FlagDelayInjected
+		i.cb = c
+		if i.paused = !end; i.paused { // nothing but what has come is kept
+			s.PauseRequest()
+		}
+		s.Worker.Timers.Set(&i.timer, s.Worker.Now()+delay*int64(time.Millisecond))
+		return stream.StopAndBuffer
+	}
+	if i.aborts(s) {
+		return stream.StopIteration
+	}
+	return stream.Continue
+}
+
+func (i *injector) meets(s *stream.Stream) bool {
+	mine := &i.workers[s.Worker.ID]
+	asked := route.Request{
+		Path: s.Request.Path(), ID: s.Request.MethodID(), Method: s.Request.Method(), Fields: &s.Request.Block, Source: s.Client,
+		TLS: string(s.Request.Scheme()) == "https", Scratch: mine.scratch,
+	}
+	if i.when.Draws() {
+		asked.Draw = uint32(s.Worker.Rand() % million)
+	}
+	met := i.when.Meets(&asked)
+	mine.scratch = asked.Scratch
+	return met
+}
+
+// drawDelay is how long to hold the request, ms; 0: not.
+func (i *injector) drawDelay(s *stream.Stream) int64 {
+	delay := i.delay
+	if i.headers {
+		if n, ok := number(s, nameDelay); ok {
+			delay = min(n, longest)
+		}
+	}
+	if delay == 0 || i.delayFraction < million && s.Worker.Rand()%million >= i.delayFraction {
+		return 0
+	}
+	return delay
+}
+
+// aborts answers the request when it is one to fail.
+func (i *injector) aborts(s *stream.Stream) bool {
+	status := i.abort
+	if i.headers {
+		if n, ok := number(s, nameAbort); ok && n >= 200 && n <= 599 {
+			status = int(n)
+		}
+	}
+	if status == 0 || i.abortFraction < million && s.Worker.Rand()%million >= i.abortFraction || !i.begin(s) {
+		return false
+	}
+	i.cells[s.Worker.ID][counters.FaultAbortsInjected]++
+	s.LocalReply(status, text, stream.FlagFaultInjected, detail)
+	return true
+}
+
+// number is the value of a header.
+func number(s *stream.Stream, name []byte) (int64, bool) {
+	at := s.Request.IndexName(name, 0)
+	if at < 0 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(s.Request.ValueAt(at)), 10, 31)
+	return int64(n), err == nil
+}
+
+// begin counts the stream among the active faults; false when there are as many as there may be.
+func (i *injector) begin(s *stream.Stream) bool {
+	if i.active {
+		return true
+	}
+	cells := i.cells[s.Worker.ID]
+	if n := i.Filter.active.Add(1); i.most > 0 && n > i.most {
+		i.Filter.active.Add(-1)
+		cells[counters.FaultOverflow]++
+		return false
+	}
+	cells[counters.FaultActive]++
+	i.active = true
+	return true
+}
+
+// OnTimer implements timer.Callback: the delay is over.
+func (i *injector) OnTimer(*timer.Timer, int64) {
+	c := i.cb
+	i.cb = nil
+	s := c.Stream()
+	if i.paused {
+		s.ResumeRequest()
+	}
+	if !i.aborts(s) {
+		c.ContinueDecoding()
+	}
+}
+
+// OnDestroy implements stream.Filter.
+func (i *injector) OnDestroy(c *stream.Callbacks) {
+	w := c.Stream().Worker
+	w.Timers.Stop(&i.timer)
+	if i.active {
+		i.Filter.active.Add(-1)
+		i.cells[w.ID][counters.FaultActive]--
+	}
+	i.cb, i.active, i.paused = nil, false, false
+	i.workers[w.ID].free.Give(i)
+}

@@ -1,0 +1,114 @@
+package filter
+
+import (
+	"fmt"
+
+	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/header"
+	"retinue.dev/proxyd/internal/stream"
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+func (a *action) redirectTo(r *configv1.Redirect) error {
+	a.kind, a.status = redirect, int(r.GetStatus())
+	switch a.status {
+	case 0:
+		a.status = 301
+	case 301, 302, 303, 307, 308:
+	default:
+		return fmt.Errorf("redirect: status %d is not one of 301, 302, 303, 307, 308", a.status)
+	}
+	a.scheme, a.path, a.stripQuery = r.GetScheme(), r.GetPath(), r.GetStripQuery()
+	if r.GetHost() != "" {
+		if !header.ValidAuthority([]byte(r.GetHost())) {
+			return fmt.Errorf("redirect: %q is not a host with an optional port", r.GetHost())
+		}
+		host, port, _ := header.SplitAuthority([]byte(r.GetHost()))
+		a.host, a.port = host, string(port)
+	}
+	if r.GetPort() > 65535 {
+		return fmt.Errorf("redirect: port %d is above 65535", r.GetPort())
+	}
+	if r.GetPort() > 0 {
+		a.port = fmt.Sprint(r.GetPort())
+	}
+	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite()); err != nil {
+		return fmt.Errorf("redirect: %w", err)
+	}
+	for _, part := range []string{a.scheme, a.path} {
+		if !header.ValidTarget([]byte(part)) {
+			return fmt.Errorf("redirect: %q cannot be part of a Location", part)
+		}
+	}
+	return nil
+}
+
+// redirect answers with a Location that keeps what the route does not replace.
+func (r *Router) redirect(s *stream.Stream) {
+	s.Cells[counters.HTTPRqRedirect]++
+	h := s.NewReply(r.action.status)
+	r.shared.scratch = r.action.location(r.shared.scratch[:0], &s.Request)
+	h.Add(header.Location, nil, r.shared.scratch)
+	r.edited(s, h)
+	s.SendReply(nil, "", stream.DetailDirectResponse)
+}
+
+func (a *action) location(dst []byte, request *header.Request) []byte {
+	host, port, _ := header.SplitAuthority(request.Authority())
+	start := len(dst)
+	scheme := request.Scheme()
+	if len(a.host) > 0 {
+		host, port = a.host, nil
+	}
+	if len(host) > 0 {
+		if a.scheme != "" && string(scheme) != a.scheme {
+			// A port that was the old scheme's default would be wrong with the new one.
+			if string(port) == "80" && string(scheme) == "http" || string(port) == "443" && string(scheme) == "https" {
+				port = nil
+			}
+			dst = append(dst, a.scheme...)
+		} else {
+			dst = append(dst, scheme...)
+		}
+		dst = append(dst, "://"...)
+		dst = append(dst, host...)
+		switch {
+		case a.port != "":
+			dst = append(append(dst, ':'), a.port...)
+		case len(port) > 0:
+			dst = append(append(dst, ':'), port...)
+		}
+	}
+	path := request.Path()
+	query := len(request.PathOnly())
+	if len(dst) == start { // "//x" alone would name the host x
+		for query > 1 && path[0] == '/' && path[1] == '/' {
+			path, query = path[1:], query-1
+		}
+	}
+	switch {
+	case a.path != "":
+		dst = append(dst, a.path...)
+	case a.rewrites():
+		dst = a.apply(dst, path[:query])
+	default:
+		dst = append(dst, path[:query]...)
+	}
+	if !a.stripQuery {
+		dst = append(dst, path[query:]...)
+	}
+	return dst
+}
+
+// decoded is what a request gets whose path held encoded slashes that are to be decoded in the open: a redirect to the
+// decoded path.
+var decoded = action{kind: redirect, status: 307}
+
+// redirectDecoded answers so, before any route is looked for.
+func (r *Router) redirectDecoded(s *stream.Stream) {
+	s.Cells[counters.HTTPRqRedirectedWithNormalizedPath]++
+	h := s.NewReply(decoded.status)
+	r.shared.scratch = decoded.location(r.shared.scratch[:0], &s.Request)
+	h.Add(header.Location, nil, r.shared.scratch)
+	s.SendReply(nil, "", "path_normalization_redirect")
+}

@@ -1,0 +1,189 @@
+package filter
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"retinue.dev/proxyd/internal/header"
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+// rewrite replaces a part of a path.
+type rewrite struct {
+	matched  int  // bytes of the path that the match names
+	exact    bool // the match names the whole path
+	prefixes bool // what the match names becomes with
+	with     []byte
+	regex    *regexp.Regexp // every match becomes template
+	template []byte         // in the form of regexp.Expand
+}
+
+func (w *rewrite) rewrites() bool { return w.prefixes || w.regex != nil }
+
+func (w *rewrite) compile(prefix *string, by *configv1.RegexRewrite) (err error) {
+	switch {
+	case prefix != nil && by != nil:
+		return fmt.Errorf("prefix_rewrite and regex_rewrite exclude each other")
+	case prefix != nil:
+		w.prefixes, w.with = true, []byte(*prefix)
+		if !header.ValidTarget(w.with) {
+			return fmt.Errorf("prefix_rewrite %q has spaces or control characters", w.with)
+		}
+	case by != nil:
+		if w.regex, err = regexp.Compile(by.GetPattern()); err != nil {
+			return fmt.Errorf("regex_rewrite: %w", err)
+		}
+		if w.template, err = template(by.GetSubstitution(), w.regex.NumSubexp()); err != nil {
+			return fmt.Errorf("regex_rewrite: %w", err)
+		}
+	}
+	return nil
+}
+
+// template turns \1 into ${1}.
+func template(substitution string, groups int) ([]byte, error) {
+	if !header.ValidTarget([]byte(substitution)) {
+		return nil, fmt.Errorf("substitution %q has spaces or control characters", substitution)
+	}
+	var out []byte
+	for i := 0; i < len(substitution); i++ {
+		c := substitution[i]
+		switch {
+		case c == '$':
+			out = append(out, "$$"...)
+			continue
+		case c != '\\':
+			out = append(out, c)
+			continue
+		}
+		if i++; i == len(substitution) {
+			return nil, fmt.Errorf("substitution %q ends in a backslash", substitution)
+		}
+		switch c = substitution[i]; {
+		case c == '\\':
+			return nil, fmt.Errorf("substitution %q: a path holds no backslash", substitution)
+		case c < '0' || c > '9':
+			return nil, fmt.Errorf("substitution %q: \\%c is neither \\0 nor a group", substitution, c)
+		case int(c-'0') > groups:
+			return nil, fmt.Errorf("substitution %q: there is no group %c", substitution, c)
+		}
+		out = append(out, '$', '{', c, '}')
+	}
+	return out, nil
+}
+
+// apply appends the path with what is to be replaced replaced; a query stays. A rewrite to nothing leaves a slash. By an
+// expression it allocates: that is the price of expressions.
+func (w *rewrite) apply(dst, path []byte) []byte {
+	start := len(dst)
+	rest := path
+	if w.regex != nil {
+		end := len(path)
+		if q := bytes.IndexByte(path, '?'); q >= 0 {
+			end = q
+		}
+		changed := w.regex.ReplaceAll(path[:end], w.template)
+		if len(changed) == 0 || changed[0] != '/' {
+			dst = append(dst, '/')
+		}
+		dst, rest = append(dst, changed...), path[end:]
+	} else {
+		dst, rest = append(dst, w.with...), path[min(w.matched, len(path)):]
+	}
+	if len(dst) == start && (len(rest) == 0 || rest[0] != '/') {
+		dst = append(dst, '/')
+	}
+	return append(dst, rest...)
+}
+
+// queryRewrite edits the query of a path.
+type queryRewrite struct {
+	clear  bool
+	remove [][]byte
+	set    []parameter
+}
+
+type parameter struct{ name, value []byte }
+
+func compileQuery(q *configv1.QueryRewrite) (*queryRewrite, error) {
+	if q == nil {
+		return nil, nil
+	}
+	out := &queryRewrite{clear: q.GetClear()}
+	for _, name := range q.GetRemove() {
+		out.remove = append(out.remove, []byte(name))
+	}
+	for _, p := range q.GetSet() {
+		if strings.ContainsAny(p.GetName(), "&=#") || strings.ContainsAny(p.GetValue(), "&#") || !header.ValidTarget([]byte(p.GetName()+p.GetValue())) || p.GetName() == "" {
+			return nil, fmt.Errorf("query_rewrite: %q = %q cannot stand in a query: percent-encode it", p.GetName(), p.GetValue())
+		}
+		out.set = append(out.set, parameter{[]byte(p.GetName()), []byte(p.GetValue())})
+	}
+	return out, nil
+}
+
+// apply appends the path with its query edited.
+func (q *queryRewrite) apply(dst, path []byte) []byte {
+	end := len(path)
+	if i := bytes.IndexByte(path, '?'); i >= 0 {
+		end = i
+	}
+	dst = append(dst, path[:end]...)
+	separator := byte('?')
+	put := func(item []byte) {
+		dst = append(append(dst, separator), item...)
+		separator = '&'
+	}
+	var done uint64 // parameters of set that stand where the first of their name stood
+	if !q.clear && end < len(path) {
+		for query := path[end+1:]; len(query) > 0; {
+			item := query
+			if i := bytes.IndexByte(query, '&'); i >= 0 {
+				item, query = query[:i], query[i+1:]
+			} else {
+				query = nil
+			}
+			name := item
+			if i := bytes.IndexByte(item, '='); i >= 0 {
+				name = item[:i]
+			}
+			switch i := q.setting(name); {
+			case q.removes(name):
+			case i < 0:
+				put(item)
+			case done>>i&1 == 0:
+				done |= 1 << i
+				put(q.set[i].name)
+				dst = append(append(dst, '='), q.set[i].value...)
+			default: // another of a name that is replaced
+			}
+		}
+	}
+	for i := range q.set {
+		if done>>i&1 == 0 {
+			put(q.set[i].name)
+			dst = append(append(dst, '='), q.set[i].value...)
+		}
+	}
+	return dst
+}
+
+func (q *queryRewrite) setting(name []byte) int {
+	for i := range q.set {
+		if bytes.Equal(q.set[i].name, name) {
+			return i
+		}
+	}
+	return -1
+}
+
+func (q *queryRewrite) removes(name []byte) bool {
+	for _, n := range q.remove {
+		if bytes.Equal(n, name) {
+			return true
+		}
+	}
+	return false
+}

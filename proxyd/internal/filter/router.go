@@ -1,0 +1,528 @@
+package filter
+
+import (
+	"retinue.dev/proxyd/internal/buffer"
+	"retinue.dev/proxyd/internal/cluster"
+	"retinue.dev/proxyd/internal/conn"
+	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/header"
+	"retinue.dev/proxyd/internal/route"
+	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/upstream"
+)
+
+// Shared is what the routers of one worker share. Its scratch belongs to the callback that runs.
+type Shared struct {
+	Upstream *upstream.Manager
+	scratch  []byte
+
+	freeMirrors *mirror
+	keptMirrors int
+}
+
+// NewShared makes it for a worker.
+func NewShared(m *upstream.Manager) *Shared {
+	return &Shared{Upstream: m, scratch: make([]byte, 0, 4<<10)}
+}
+
+// Router ends the filter chain of one stream: it finds the route, answers by itself or sends the request upstream, and brings
+// the response back. It is a part of the stream's memory: Begin for each request, no end of its own.
+type Router struct {
+	attempt attempt
+	shared  *Shared
+	routes  *Routes
+	action  *action
+
+	pending  *upstream.Pending
+	encoder  stream.RequestEncoder
+	body     buffer.Chain // came while there was no connection
+	target   *target
+	mirrors  []*mirror
+	made     uint64 // value of the cookie that the client gets so that it stays on its target; 0: none
+	choice   cluster.Choice
+	hashMade uint64 // that of the cookie by which it stays on its host
+	retry    retrying
+	timeout  int64                    // ns; the route's, or what a trusted client says; 0 off
+	tried    [mostTried]*cluster.Host // hosts of earlier tries
+	tries    int                      // of these
+
+	grpcDeadline int64 // ns; 0: none
+
+	matched      bool // action is what the routes say, nil for a miss
+	queued       bool // waiting for a connection
+	paused       bool // the client, until there is a connection
+	upAbove      bool // the upstream does not keep up
+	downAbove    bool // the client does not
+	headersEnd   bool // the request is its head alone
+	ended        bool // the request has ended, maybe with bytes in body
+	trailers     bool // and with trailers
+	bodySent     bool // some of the body went upstream: it cannot be sent again
+	reused       bool // the connection served before
+	retried      bool
+	interim      bool // something came from the upstream
+	headersSeen  bool // the response has begun
+	responseDone bool // the response was received to its end
+}
+
+// mostTried is how many hosts that failed are avoided (Envoy's previous_hosts).
+const mostTried = 3
+
+// attempt is the router's other face: what the pool and the client codec call.
+type attempt struct {
+	router *Router
+	stream *stream.Stream
+}
+
+// Begin makes the router ready for a stream.
+func (r *Router) Begin(s *stream.Stream, shared *Shared, routes *Routes) {
+	*r = Router{attempt: attempt{router: r, stream: s}, shared: shared, routes: routes}
+}
+
+// match finds the request's route, once: the filters of the route must not be changed by what they change.
+func (r *Router) match(s *stream.Stream) *action {
+	if r.matched {
+		return r.action
+	}
+	r.matched = true // a miss too: another draw could find a route whose filters have not run
+	request := &s.Request
+	asked := route.Request{
+		Host: request.Authority(), Path: request.Path(), ID: request.MethodID(), Method: request.Method(), Fields: &request.Block,
+		Source: s.Client, TLS: string(request.Scheme()) == "https", Scratch: r.shared.scratch,
+	}
+	if len(asked.Path) == 0 {
+		asked.Path = rootPath // CONNECT has none
+	}
+	if r.routes.table.Draws() {
+		asked.Draw = uint32(s.Worker.Rand() % million)
+	}
+	entry := r.routes.table.Match(&asked)
+	r.shared.scratch = asked.Scratch
+	if entry != nil {
+		r.action = &r.routes.actions[entry.Ordinal]
+		s.RouteName, s.HostName = r.action.name, r.action.hostName
+	}
+	return r.action
+}
+
+// RouteFilters implements stream.Router.
+func (r *Router) RouteFilters(s *stream.Stream) []stream.Factory {
+	if s.PathDecoded {
+		return nil
+	}
+	if a := r.match(s); a != nil {
+		return a.filters
+	}
+	if host := r.routes.table.VirtualHost(s.Request.Authority()); host >= 0 {
+		return r.routes.unrouted[host]
+	}
+	return r.routes.unhosted
+}
+
+// DecodeHeaders implements stream.Terminal.
+func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
+	if s.PathDecoded {
+		r.redirectDecoded(s)
+		return
+	}
+	a := r.match(s)
+	if a == nil {
+		s.Cells[counters.HTTPNoRoute]++
+		s.LocalReply(404, "", stream.FlagNoRoute, stream.DetailRouteNotFound)
+		return
+	}
+	switch a.kind {
+	case redirect:
+		r.redirect(s)
+		return
+	case respond:
+		s.Cells[counters.HTTPRqDirectResponse]++
+		r.reply(s, a.status, a.body, a.contentType, stream.DetailDirectResponse)
+		return
+	}
+	r.target = r.pick(s)
+	s.ClusterName = r.target.name
+	if a.idle >= 0 {
+		s.SetIdleTimeout(a.idle)
+	}
+	if a.maxDuration >= 0 {
+		s.SetMaxDuration(a.maxDuration)
+	}
+	r.edit(s)
+	if r.target.choosy {
+		r.choice.Subset = r.target.subset
+		if a.hash != nil {
+			r.hashMade = a.hash.key(s, &r.choice)
+		}
+	}
+	if a.mirrors != nil {
+		r.mirror(s, end)
+	}
+	if t := s.GRPCTimeout(); t > 0 { // counts from the request's first byte, whatever the route says
+		r.grpcDeadline = s.Start + t
+		s.SetRouteDeadline(r.grpcDeadline)
+	}
+	r.timeout = a.timeout
+	if s.Internal && s.Request.HasAny(&controls) {
+		r.controlled(&s.Request.Block)
+	}
+	r.headersEnd, r.ended = end, end
+	if end || s.RequestEnded() {
+		r.startTimeout(s)
+	}
+	r.beginRetrying()
+	r.connect(s)
+}
+
+var rootPath = []byte("/")
+
+func (r *Router) pick(s *stream.Stream) *target {
+	a := r.action
+	if len(a.targets) == 1 {
+		return &a.targets[0]
+	}
+	var at uint64
+	if a.sticky != nil {
+		at, r.made = a.sticky.position(s, a.weights)
+	} else {
+		at = s.Worker.Rand() % a.weights
+	}
+	for i := range a.targets {
+		if at < a.targets[i].cumulative {
+			return &a.targets[i]
+		}
+	}
+	return &a.targets[len(a.targets)-1]
+}
+
+// edit turns the request into the one that goes upstream.
+func (r *Router) edit(s *stream.Stream) {
+	a := r.action
+	if a.rewrites() {
+		r.shared.scratch = a.rewrite.apply(r.shared.scratch[:0], s.Request.Path())
+		s.Request.SetPath(r.shared.scratch)
+	}
+	if a.query != nil {
+		r.shared.scratch = a.query.apply(r.shared.scratch[:0], s.Request.Path())
+		s.Request.SetPath(r.shared.scratch)
+	}
+	if a.hostRewrite != nil {
+		s.Request.SetAuthority(a.hostRewrite)
+	}
+	if a.hostFrom.name != nil {
+		if i := a.hostFrom.find(&s.Request.Block); i >= 0 && header.ValidAuthority(s.Request.ValueAt(i)) {
+			r.shared.scratch = append(r.shared.scratch[:0], s.Request.ValueAt(i)...)
+			s.Request.SetAuthority(r.shared.scratch)
+		}
+	}
+	for i := range a.request {
+		a.request[i].apply(&s.Request.Block, s, r.shared.scratch)
+	}
+	for i := range r.target.request {
+		r.target.request[i].apply(&s.Request.Block, s, r.shared.scratch)
+	}
+}
+
+func (r *Router) startTimeout(s *stream.Stream) {
+	if s.Tunnel() {
+		return
+	}
+	if t := r.timeout; t > 0 {
+		r.setDeadline(s, s.Worker.Now()+t)
+	}
+}
+
+// setDeadline keeps to grpc-timeout where that comes first.
+func (r *Router) setDeadline(s *stream.Stream, at int64) {
+	if r.grpcDeadline > 0 {
+		at = min(at, r.grpcDeadline)
+	}
+	s.SetRouteDeadline(at)
+}
+
+// connect asks the pool for a connection.
+func (r *Router) connect(s *stream.Stream) {
+	r.queued = true
+	r.startTry(s)
+	var choice *cluster.Choice
+	if r.target.choosy {
+		choice = &r.choice
+	}
+	pending := r.shared.Upstream.NewStream(r.target.handle, r.tried[:r.tries], choice, &r.attempt, &r.attempt)
+	if !r.queued || pending == nil {
+		return
+	}
+	r.pending = pending
+	if !r.ended && !r.paused {
+		r.paused = true
+		s.PauseRequest()
+	}
+}
+
+// OnPoolReady implements upstream.Callbacks.
+func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host, reused bool) {
+	r, s := at.router, at.stream
+	r.queued, r.pending = false, nil
+	r.encoder, r.reused = encoder, reused
+	s.Host, s.UpstreamReady = host, s.Worker.Now()
+	s.Attempts++
+	if r.downAbove {
+		encoder.ReadDisable(true)
+	}
+	if p := r.retry.policy; p != nil && !p.sameHost && r.tries < mostTried {
+		r.tried[r.tries] = host
+		r.tries++
+	}
+	encoder.EncodeHeaders(&s.Request, r.headersEnd)
+	for sent := 0; sent < r.body.Len(); {
+		piece := r.body.From(sent)
+		sent += len(piece)
+		r.bodySent = true
+		encoder.EncodeData(piece, sent == r.body.Len() && r.ended && !r.trailers)
+		if r.encoder == nil {
+			return
+		}
+	}
+	if !r.retry.open {
+		r.body.Release(&s.Worker.Pool)
+	}
+	switch {
+	case r.trailers:
+		encoder.EncodeTrailers(&s.RequestTrailers)
+	case r.ended && !r.headersEnd && !r.bodySent:
+		encoder.EncodeData(nil, true)
+	}
+	if r.ended {
+		s.UpstreamSent = s.Worker.Now()
+	}
+	if r.paused {
+		r.paused = false
+		s.ResumeRequest()
+	}
+}
+
+// Buffered is the bytes that wait for the upstream, or for another try.
+func (r *Router) Buffered() int {
+	n := r.body.Len()
+	if r.encoder != nil {
+		n += r.encoder.BufferedBytes()
+	}
+	return n
+}
+
+// DecodeData implements stream.Terminal.
+func (r *Router) DecodeData(s *stream.Stream, data []byte, end bool) {
+	if len(r.mirrors) > 0 {
+		r.mirrorData(data, end)
+	}
+	if end {
+		r.endRequest(s)
+	}
+	if r.responseDone {
+		return // answered early: nobody waits for the rest
+	}
+	r.keepBody(s, data)
+	if r.encoder == nil {
+		return
+	}
+	if len(data) > 0 {
+		r.bodySent = true
+	}
+	r.encoder.EncodeData(data, end)
+}
+
+// keepBody keeps what there is nobody to send to yet, or what another try would need, within the stream's limit.
+func (r *Router) keepBody(s *stream.Stream, data []byte) {
+	if r.encoder != nil && !r.retry.open {
+		return
+	}
+	if r.encoder != nil && r.body.Len()+len(data) > s.Config.BufferLimit {
+		if cells := r.clusterCells(s); cells != nil {
+			cells[counters.ClusterRetryOrShadowAbandoned]++
+		}
+		r.endRetrying(s)
+		return
+	}
+	r.body.Append(&s.Worker.Pool, data)
+}
+
+// DecodeTrailers implements stream.Terminal.
+func (r *Router) DecodeTrailers(s *stream.Stream) {
+	r.trailers = true
+	if len(r.mirrors) > 0 {
+		r.mirrorTrailers()
+	}
+	r.endRequest(s)
+	if r.encoder != nil && !r.responseDone {
+		r.encoder.EncodeTrailers(&s.RequestTrailers)
+	}
+}
+
+func (r *Router) endRequest(s *stream.Stream) {
+	r.ended = true
+	if s.Tunnel() {
+		return
+	}
+	if r.encoder != nil {
+		s.UpstreamSent = s.Worker.Now()
+	}
+	r.startTimeout(s)
+	r.startTry(s)
+}
+
+// OnDownstreamAboveHigh implements stream.Terminal.
+func (r *Router) OnDownstreamAboveHigh(*stream.Stream) {
+	r.downAbove = true
+	if r.encoder != nil && !r.responseDone {
+		r.encoder.ReadDisable(true)
+	}
+}
+
+// OnDownstreamBelowLow implements stream.Terminal.
+func (r *Router) OnDownstreamBelowLow(*stream.Stream) {
+	r.downAbove = false
+	if r.encoder != nil && !r.responseDone {
+		r.encoder.ReadDisable(false)
+	}
+}
+
+// OnAboveHigh implements stream.ResponseDecoder.
+func (at *attempt) OnAboveHigh() {
+	if r := at.router; !r.upAbove {
+		r.upAbove = true
+		at.stream.PauseRequest()
+	}
+}
+
+// OnBelowLow implements stream.ResponseDecoder.
+func (at *attempt) OnBelowLow() {
+	if r := at.router; r.upAbove {
+		r.upAbove = false
+		at.stream.ResumeRequest()
+	}
+}
+
+// DecodeInterim implements stream.ResponseDecoder.
+func (at *attempt) DecodeInterim(h *header.Response) {
+	at.router.interim = true
+	at.stream.EncodeInterim(h)
+}
+
+// DecodeHeaders implements stream.ResponseDecoder.
+func (at *attempt) DecodeHeaders(h *header.Response, end bool) {
+	r, s := at.router, at.stream
+	if r.retry.open {
+		if r.retry.wantsResponse(h, r.shared.scratch) && r.again(s, true) {
+			r.dropResponse(end)
+			return
+		}
+		if r.retry.counted && !r.retry.wantsResponse(h, r.shared.scratch) {
+			if cells := r.clusterCells(s); cells != nil {
+				cells[counters.ClusterUpstreamRqRetrySuccess]++
+			}
+		}
+		r.endRetrying(s)
+	}
+	r.headersSeen = true
+	s.UpstreamReceived = s.Worker.Now()
+	if h.Status == 101 || s.Request.MethodID() == header.MethodConnect && h.Status/100 == 2 {
+		s.BeginTunnel()
+	}
+	r.edited(s, h)
+	if end {
+		r.endResponse(s)
+	}
+	s.EncodeHeaders(h, end)
+	if end && !s.Finished() {
+		s.KeepResponse()
+	}
+}
+
+// DecodeData implements stream.ResponseDecoder.
+func (at *attempt) DecodeData(data []byte, end bool) {
+	r, s := at.router, at.stream
+	if end {
+		r.endResponse(s)
+	}
+	s.EncodeData(data, end)
+	if end && !s.Finished() {
+		s.KeepResponse()
+	}
+}
+
+// BulkTarget implements stream.BulkDecoder: nobody but the client's codec wants to see the bytes.
+func (at *attempt) BulkTarget(n int64) *conn.Conn {
+	s := at.stream
+	if !s.Plain() || s.Tunnel() || at.router.downAbove {
+		return nil
+	}
+	if down, ok := s.Downstream().(stream.BulkEncoder); ok {
+		return down.BulkTarget(n)
+	}
+	return nil
+}
+
+// OnBulk implements stream.BulkDecoder.
+func (at *attempt) OnBulk(n int) {
+	s := at.stream
+	s.BytesSent += uint64(n)
+	s.Touch()
+	s.Downstream().(stream.BulkEncoder).OnBulk(n)
+}
+
+// RequestTarget is the connection that the next n bytes of the request's body may be spliced to; nil when somebody in between
+// wants to see them, or may want to send them again.
+func (r *Router) RequestTarget(s *stream.Stream, n int64) *conn.Conn {
+	if !s.Plain() || s.Tunnel() || r.encoder == nil || r.responseDone || r.retry.open || r.upAbove || len(r.mirrors) > 0 {
+		return nil
+	}
+	if up, ok := r.encoder.(stream.BulkEncoder); ok {
+		return up.BulkTarget(n)
+	}
+	return nil
+}
+
+// DecodeTrailers implements stream.ResponseDecoder.
+func (at *attempt) DecodeTrailers(t *header.Block) {
+	r, s := at.router, at.stream
+	r.endResponse(s)
+	s.EncodeTrailers(t)
+	if !s.Finished() {
+		s.KeepResponse()
+	}
+}
+
+func (r *Router) endResponse(s *stream.Stream) {
+	if !s.Tunnel() { // the other half of a tunnel goes on
+		r.responseDone, r.encoder = true, nil
+	}
+	s.UpstreamEnded = s.Worker.Now()
+}
+
+// OnClosed implements stream.Terminal.
+func (r *Router) OnClosed(s *stream.Stream) {
+	r.endRetrying(s)
+	r.queued = false
+	if len(r.mirrors) > 0 {
+		r.mirrorsFed(true)
+	}
+	if r.pending != nil {
+		r.pending.Cancel()
+		r.pending = nil
+	}
+	if encoder := r.encoder; encoder != nil {
+		r.encoder = nil
+		if !r.responseDone {
+			encoder.Reset(stream.ResetLocal)
+		}
+	}
+	r.body.Release(&s.Worker.Pool)
+}
+
+// OnTimeout implements stream.Terminal.
+func (r *Router) OnTimeout(s *stream.Stream) {
+	if cells := r.clusterCells(s); cells != nil {
+		cells[counters.ClusterUpstreamRqTimeout]++
+	}
+	r.charge(s, 504)
+	s.LocalReply(504, "upstream request timeout", stream.FlagUpstreamRequestTimeout, detailTimeout)
+}

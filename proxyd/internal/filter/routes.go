@@ -1,0 +1,283 @@
+package filter
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"retinue.dev/proxyd/internal/cluster"
+	"retinue.dev/proxyd/internal/header"
+	"retinue.dev/proxyd/internal/route"
+	"retinue.dev/proxyd/internal/stream"
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+// defaultRouteTimeout is Envoy's.
+const defaultRouteTimeout = int64(15 * time.Second)
+
+// Formatter writes a header value that holds access-log operators.
+type Formatter interface {
+	Append(dst []byte, s *stream.Stream) []byte
+}
+
+// Compiler resolves what routes name when a snapshot is built.
+type Compiler struct {
+	// Cluster answers the handle of a name; cluster.NoHandle, which is answered with 503 and the flag NC, when there
+	// is none.
+	Cluster func(name string) cluster.Handle
+	// Format compiles a header value with operators; nil refuses them.
+	Format func(format string) (Formatter, error)
+	// Filters makes the factories of a list of filters; nil refuses them.
+	Filters func(uses []*configv1.FilterUse) ([]stream.Factory, error)
+}
+
+// Routes are the compiled routes of one connection manager. Immutable; workers share them.
+type Routes struct {
+	table    *route.Table
+	actions  []action // by route.Entry.Ordinal
+	filtered bool     // some request has filters
+
+	unrouted [][]stream.Factory // by virtual host: of its requests that no route takes
+	unhosted []stream.Factory   // of those that no virtual host takes
+}
+
+type actionKind uint8
+
+const (
+	forward actionKind = iota
+	redirect
+	respond
+)
+
+// action is what one route does.
+type action struct {
+	kind     actionKind
+	name     string
+	hostName string
+
+	targets     []target
+	weights     uint64
+	timeout     int64 // ns; 0 off
+	idle        int64 // ns; below 0: the connection manager's
+	maxDuration int64 // ns; below 0: the connection manager's
+	retry       *retryPolicy
+
+	sticky  *sticky
+	hash    *hashPolicy // nil: none
+	mirrors []mirrorTo
+
+	rewrite
+	hostRewrite []byte
+	hostFrom    headerOp // the header whose value replaces the host; name nil: none
+	query       *queryRewrite
+
+	status      int
+	body        []byte
+	contentType string
+	scheme      string
+	host        []byte // of a redirect, without the port
+	port        string
+	path        string
+	stripQuery  bool
+
+	filters  []stream.Factory
+	request  []headerOps // of all routes, the virtual host, the route: the more specific has the last word
+	response []headerOps
+}
+
+type target struct {
+	handle     cluster.Handle
+	name       string
+	cumulative uint64
+	subset     *cluster.Subset
+	choosy     bool        // requests say something about their host
+	request    []headerOps // after those of the action
+	response   []headerOps
+}
+
+// Compile builds the routes. An error names the route and says what is wrong with it.
+func (c *Compiler) Compile(h *configv1.Http) (*Routes, error) {
+	table, err := route.Compile(h.GetVirtualHosts())
+	if err != nil {
+		return nil, err
+	}
+	r := &Routes{table: table, actions: make([]action, table.Len())}
+	for i := range r.actions {
+		entry := table.Entry(i)
+		if err := c.action(&r.actions[i], h, entry.Host, entry.Route); err != nil {
+			return nil, fmt.Errorf("%svirtual_host %q, route %q: %w", place(entry.Route.GetSource()), entry.Host.GetName(),
+				entry.Route.GetName(), err)
+		}
+		r.filtered = r.filtered || len(r.actions[i].filters) > 0
+	}
+	if r.unhosted, err = c.filters(h.GetFilters()); err != nil {
+		return nil, err
+	}
+	r.filtered = r.filtered || len(r.unhosted) > 0
+	for _, host := range h.GetVirtualHosts() {
+		list, err := c.filters(host.GetFilters())
+		if err != nil {
+			return nil, fmt.Errorf("%svirtual_host %q: %w", place(host.GetSource()), host.GetName(), err)
+		}
+		r.unrouted = append(r.unrouted, list)
+		r.filtered = r.filtered || len(list) > 0
+	}
+	return r, nil
+}
+
+// filters makes the factories of a list.
+func (c *Compiler) filters(uses []*configv1.FilterUse) ([]stream.Factory, error) {
+	if len(uses) == 0 {
+		return nil, nil
+	}
+	if c.Filters == nil {
+		return nil, fmt.Errorf("filters: they are not known here")
+	}
+	list, err := c.Filters(uses)
+	if err != nil {
+		return nil, fmt.Errorf("filters: %w", err)
+	}
+	return list, nil
+}
+
+// Filtered tells that some request has filters: stream.Config.Routed.
+func (r *Routes) Filtered() bool { return r.filtered }
+
+func place(s *configv1.Source) string {
+	if s.GetFile() == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d: ", s.GetFile(), s.GetLine())
+}
+
+func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHost, r *configv1.Route) error {
+	a.name, a.hostName = r.GetName(), host.GetName()
+	switch m := r.GetMatch().GetPath().(type) {
+	case *configv1.RouteMatch_Exact:
+		a.matched, a.exact = len(m.Exact), true
+	case *configv1.RouteMatch_Prefix:
+		a.matched = len(m.Prefix)
+	}
+	_, regex := r.GetMatch().GetPath().(*configv1.RouteMatch_Regex)
+	var err error
+	if a.filters, err = c.filters(r.GetFilters()); err != nil {
+		return err
+	}
+	switch {
+	case r.GetRoute() != nil:
+		err = c.forward(a, r.GetRoute())
+	case r.GetRedirect() != nil:
+		err = a.redirectTo(r.GetRedirect())
+	case r.GetRespond() != nil:
+		d := r.GetRespond()
+		a.kind, a.status, a.body, a.contentType = respond, int(d.GetStatus()), d.GetBody(), d.GetContentType()
+		if a.contentType == "" {
+			a.contentType = "text/plain"
+		}
+		if a.status < 200 || a.status > 599 {
+			err = fmt.Errorf("respond: status %d is not between 200 and 599", a.status)
+		}
+	default:
+		err = fmt.Errorf("there is no action: give it a cluster, a split, a redirect or a respond")
+	}
+	if err == nil && regex && a.prefixes {
+		err = fmt.Errorf("prefix_rewrite needs a prefix or an exact path, not a regular expression")
+	}
+	if err != nil {
+		return err
+	}
+	for _, o := range []*configv1.HeaderOps{h.GetRequestHeaders(), host.GetRequestHeaders(), r.GetRequestHeaders()} {
+		if a.request, err = c.ops(a.request, o); err != nil {
+			return fmt.Errorf("request_headers: %w", err)
+		}
+	}
+	for _, o := range []*configv1.HeaderOps{h.GetResponseHeaders(), host.GetResponseHeaders(), r.GetResponseHeaders()} {
+		if a.response, err = c.ops(a.response, o); err != nil {
+			return fmt.Errorf("response_headers: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *Compiler) forward(a *action, r *configv1.RouteAction) error {
+	a.timeout, a.idle, a.maxDuration = defaultRouteTimeout, -1, -1
+	for _, w := range r.GetClusters() {
+		if w.GetWeight() == 0 && len(r.GetClusters()) > 1 {
+			continue
+		}
+		a.weights += uint64(max(w.GetWeight(), 1))
+		t := target{handle: c.Cluster(w.GetCluster()), name: w.GetCluster(), cumulative: a.weights}
+		var err error
+		if t.request, err = c.ops(nil, w.GetRequestHeaders()); err != nil {
+			return fmt.Errorf("request_headers of cluster %q: %w", w.GetCluster(), err)
+		}
+		if t.response, err = c.ops(nil, w.GetResponseHeaders()); err != nil {
+			return fmt.Errorf("response_headers of cluster %q: %w", w.GetCluster(), err)
+		}
+		if t.subset = cluster.NewSubset(w.GetSubset()); t.subset == nil {
+			t.subset = cluster.NewSubset(r.GetSubset())
+		}
+		t.choosy = t.subset != nil || len(r.GetHashPolicies()) > 0
+		a.targets = append(a.targets, t)
+	}
+	if len(a.targets) == 0 {
+		return fmt.Errorf("no cluster has a weight above 0")
+	}
+	if r.TimeoutMs != nil {
+		a.timeout = Milliseconds(r.GetTimeoutMs())
+	}
+	if r.IdleTimeoutMs != nil {
+		a.idle = Milliseconds(r.GetIdleTimeoutMs())
+	}
+	if r.MaxStreamDurationMs != nil {
+		a.maxDuration = Milliseconds(r.GetMaxStreamDurationMs())
+	}
+	var err error
+	if a.retry, err = compileRetry(r.GetRetry()); err != nil {
+		return err
+	}
+	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite()); err != nil {
+		return err
+	}
+	if a.prefixes && len(a.with) > 0 && a.with[0] != '/' {
+		return fmt.Errorf("prefix_rewrite %q: a path begins with a slash", a.with)
+	}
+	if name := r.GetHostRewriteHeader(); name != "" {
+		if a.hostFrom = namedOp(name); !header.ValidName(a.hostFrom.name) {
+			return fmt.Errorf("host_rewrite_header: %q is not a header name", name)
+		}
+	}
+	if a.query, err = compileQuery(r.GetQueryRewrite()); err != nil {
+		return err
+	}
+	if a.sticky, err = compileSticky(r.GetSticky()); err != nil {
+		return err
+	}
+	if a.hash, err = compileHash(r.GetHashPolicies()); err != nil {
+		return err
+	}
+	for _, m := range r.GetMirrors() {
+		to := mirrorTo{handle: c.Cluster(m.GetCluster()), fraction: uint64(m.GetFraction())}
+		if m.GetFraction() == 0 {
+			to.fraction = million
+		}
+		a.mirrors = append(a.mirrors, to)
+	}
+	if h := r.GetHostRewrite(); h != "" {
+		if a.hostRewrite = []byte(h); !header.ValidAuthority(a.hostRewrite) {
+			return fmt.Errorf("host_rewrite %q is not a host with an optional port", h)
+		}
+	}
+	return nil
+}
+
+// Milliseconds converts a configured duration, which may be absurd, without overflow.
+func Milliseconds(ms int64) int64 {
+	if ms <= 0 {
+		return 0
+	}
+	if ms > math.MaxInt64/int64(time.Millisecond)/4 {
+		return math.MaxInt64 / 4
+	}
+	return ms * int64(time.Millisecond)
+}

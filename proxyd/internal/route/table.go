@@ -1,0 +1,311 @@
+package route
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
+
+	"retinue.dev/proxyd/internal/header"
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+// Table is a compiled set of virtual hosts. It is immutable: any number of threads match against it.
+//
+// Hosts and paths are looked up by hash. A set of prefixes (or of host suffixes) is one hash table for all lengths,
+// asked once for each length that occurs, so that the number of routes does not matter and the number of
+// different lengths, which is small in life, matters little. A radix tree was rejected: it is a chain of cache misses
+// that grows with the routes.
+type Table struct {
+	seed    maphash.Seed
+	entries []Entry
+	hosts   []virtualHost
+
+	exact    index        // of domains; items are positions in hosts
+	suffix   index        // "*.x" under ".x"
+	prefix   index        // "x.*" under "x."
+	suffixes []hostLength // longest first
+	prefixes []hostLength
+	catchAll int // position of the host of "*", -1
+	draws    bool
+}
+
+// virtualHost is the routes of one virtual host. Lists are ordinals in ascending order, which is source order. A regular
+// expression stands under the literal text that every match begins with, "" at worst, so that thousands of them cost no more than
+// those that a path can match.
+type virtualHost struct {
+	exact   index
+	prefix  index
+	lengths []prefixLength // ascending
+}
+
+// hostLength is one length that wildcards of domains have, and the bytes at the star's side of them, a bit each: mostly ".",
+// so that few places of a host are hashed.
+type hostLength struct {
+	length int
+	edge   [4]uint64
+}
+
+func hostLengths(b *builder, edge func(key string) byte) []hostLength {
+	var out []hostLength
+	for _, length := range slices.Backward(b.lengths()) {
+		l := hostLength{length: length}
+		for key := range b.lists {
+			if len(key) == length {
+				c := edge(key)
+				l.edge[c>>6] |= 1 << (c & 63)
+			}
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+func (l *hostLength) meets(c byte) bool { return l.edge[c>>6]>>(c&63)&1 != 0 }
+
+// prefixLength is one length that prefixes have.
+type prefixLength struct {
+	length int
+	least  int32     // the least ordinal among prefixes of this length and above
+	last   [4]uint64 // their last bytes, a bit each: mostly "/", so that few places of a path are hashed
+}
+
+// maxDomain is above every name that DNS knows; a longer host matches "*" only.
+const maxDomain = 255
+
+// Compile builds the table of one connection manager. An error names the virtual host or the route, where it was
+// written, and what is wrong with it.
+func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
+	t := &Table{seed: maphash.MakeSeed(), catchAll: -1}
+	total := 0
+	for _, vh := range hosts {
+		total += len(vh.GetRoutes())
+	}
+	t.entries = make([]Entry, 0, total)
+	var exact, suffix, prefix builder
+	for i, vh := range hosts {
+		if len(vh.GetDomains()) == 0 {
+			return nil, fmt.Errorf("%svirtual host %q has no domains: name at least one, or \"*\"", at(vh.GetSource()), vh.GetName())
+		}
+		for _, domain := range vh.GetDomains() {
+			if !validDomain(domain) {
+				return nil, fmt.Errorf("%svirtual host %q: domain %q is none of \"name\", \"*.suffix\", \"prefix.*\" and \"*\" (without a port)",
+					at(vh.GetSource()), vh.GetName(), domain)
+			}
+			lower := strings.TrimSuffix(strings.ToLower(domain), ".")
+			var added bool
+			switch {
+			case lower == "*":
+				added = t.catchAll < 0
+				t.catchAll = i
+			case lower[0] == '*':
+				added = suffix.addOnce(lower[1:], int32(i))
+			case lower[len(lower)-1] == '*':
+				added = prefix.addOnce(lower[:len(lower)-1], int32(i))
+			default:
+				added = exact.addOnce(lower, int32(i))
+			}
+			if !added {
+				return nil, fmt.Errorf("%svirtual host %q: domain %q belongs to another virtual host already: remove one of them",
+					at(vh.GetSource()), vh.GetName(), domain)
+			}
+		}
+		compiled, err := t.compileHost(i, vh)
+		if err != nil {
+			return nil, err
+		}
+		t.hosts = append(t.hosts, compiled)
+	}
+	t.exact = exact.build(t.seed)
+	t.suffix, t.suffixes = suffix.build(t.seed), hostLengths(&suffix, func(key string) byte { return key[0] })
+	t.prefix, t.prefixes = prefix.build(t.seed), hostLengths(&prefix, func(key string) byte { return key[len(key)-1] })
+	return t, nil
+}
+
+// validDomain accepts a host, in whose place or at one of whose ends a star may stand.
+func validDomain(domain string) bool {
+	rest := domain
+	switch {
+	case strings.HasPrefix(domain, "*"):
+		rest = domain[1:]
+	case strings.HasSuffix(domain, "*"):
+		rest = domain[:len(domain)-1]
+	}
+	if strings.Contains(rest, "*") || len(domain) > maxDomain || domain == "." {
+		return false
+	}
+	host, port, _ := header.SplitAuthority([]byte(rest))
+	return domain == "*" || (port == nil && header.ValidAuthority(host))
+}
+
+func (t *Table) compileHost(position int, vh *configv1.VirtualHost) (virtualHost, error) {
+	var h virtualHost
+	var exact, prefix builder
+	for i, route := range vh.GetRoutes() {
+		ordinal := int32(len(t.entries))
+		e := Entry{Ordinal: int(ordinal), VirtualHost: position, Index: i, Host: vh, Route: route}
+		fail := func(err error) (virtualHost, error) {
+			return h, fmt.Errorf("%sroute %q of virtual host %q: %w", at(route.GetSource()), route.GetName(), vh.GetName(), err)
+		}
+		for _, m := range route.GetMatch().GetMethods() {
+			id := header.LookupMethod([]byte(m))
+			switch {
+			case id != header.MethodOther:
+				e.methods |= 1 << id
+			case !header.ValidName([]byte(m)):
+				return fail(fmt.Errorf("%q is not a method", m))
+			default:
+				e.others = append(e.others, m)
+			}
+		}
+		var err error
+		if route.GetMatch() == nil {
+			return fail(errNoPath)
+		}
+		if e.when, err = compileConditions(route.GetMatch()); err != nil {
+			return fail(err)
+		}
+		t.draws = t.draws || (e.when != nil && e.when.fraction >= 0)
+		switch path := route.GetMatch().GetPath().(type) {
+		case *configv1.RouteMatch_Exact:
+			exact.add(path.Exact, ordinal, e.plain())
+		case *configv1.RouteMatch_Prefix:
+			prefix.add(path.Prefix, ordinal, e.plain())
+		case *configv1.RouteMatch_Regex:
+			if e.regex, err = anchor(path.Regex); err != nil {
+				return fail(fmt.Errorf("regex: %w", err))
+			}
+			literal, _ := regexp.MustCompile(path.Regex).LiteralPrefix()
+			prefix.add(literal, ordinal, false)
+		default:
+			return fail(errNoPath)
+		}
+		t.entries = append(t.entries, e)
+	}
+	h.exact, h.prefix = exact.build(t.seed), prefix.build(t.seed)
+	for _, length := range prefix.lengths() {
+		p := prefixLength{length: length, least: math.MaxInt32}
+		for key, list := range prefix.lists {
+			if len(key) >= length {
+				p.least = min(p.least, list[0])
+			}
+			if len(key) == length && length > 0 {
+				p.last[key[length-1]>>6] |= 1 << (key[length-1] & 63)
+			}
+		}
+		h.lengths = append(h.lengths, p)
+	}
+	return h, nil
+}
+
+var errNoPath = errors.New("it has no path: give it an exact path, a prefix or a regex")
+
+// at is "file:line: " of a source, "" when it is not known.
+func at(s *configv1.Source) string {
+	if s.GetFile() == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d: ", s.GetFile(), s.GetLine())
+}
+
+// Len is the number of routes.
+func (t *Table) Len() int { return len(t.entries) }
+
+// Entry is the route with an ordinal, 0 <= ordinal < Len.
+func (t *Table) Entry(ordinal int) *Entry { return &t.entries[ordinal] }
+
+// Draws tells that a route takes a fraction of requests: Match needs Request.Draw.
+func (t *Table) Draws() bool { return t.draws }
+
+// Match finds the route of a request, nil when there is none. The virtual host is that of the exact name, else of the longest
+// "*.suffix", else of the longest "prefix.*", else of "*"; in it the first route in source order that matches wins.
+func (t *Table) Match(r *Request) *Entry {
+	i := t.VirtualHost(r.Host)
+	if i < 0 {
+		return nil
+	}
+	path := r.Path
+	if q := bytes.IndexByte(path, '?'); q >= 0 {
+		path = path[:q]
+	}
+	h := &t.hosts[i]
+	best := int32(math.MaxInt32)
+	if h.exact.slots != nil {
+		best = t.first(h.exact.find(maphash.Bytes(t.seed, path), path), best, r, path)
+	}
+	for k := range h.lengths {
+		p := &h.lengths[k]
+		if p.length > len(path) || p.least >= best {
+			break
+		}
+		if p.length > 0 {
+			if c := path[p.length-1]; p.last[c>>6]>>(c&63)&1 == 0 {
+				continue
+			}
+		}
+		key := path[:p.length]
+		best = t.first(h.prefix.find(maphash.Bytes(t.seed, key), key), best, r, path)
+	}
+	if best == math.MaxInt32 {
+		return nil
+	}
+	return &t.entries[best]
+}
+
+// first is the first route of a list, below best, whose conditions hold; best when there is none.
+func (t *Table) first(list []int32, best int32, r *Request, path []byte) int32 {
+	for _, ordinal := range list {
+		if ordinal >= best {
+			break
+		}
+		if t.entries[ordinal].allows(r, path) {
+			return ordinal
+		}
+	}
+	return best
+}
+
+// VirtualHost is the position of the virtual host of an authority, -1 when there is none.
+func (t *Table) VirtualHost(authority []byte) int {
+	if t.exact.slots == nil && t.suffixes == nil && t.prefixes == nil {
+		return t.catchAll
+	}
+	name, _, ok := header.SplitAuthority(authority)
+	if !ok {
+		return t.catchAll
+	}
+	if n := len(name); n > 1 && name[n-1] == '.' {
+		name = name[:n-1]
+	}
+	if len(name) == 0 || len(name) > maxDomain {
+		return t.catchAll
+	}
+	var lower [maxDomain]byte
+	host := header.AppendLower(lower[:0], name)
+	if list := t.exact.find(maphash.Bytes(t.seed, host), host); list != nil {
+		return int(list[0])
+	}
+	for i := range t.suffixes {
+		l := &t.suffixes[i]
+		if l.length < len(host) && l.meets(host[len(host)-l.length]) {
+			key := host[len(host)-l.length:]
+			if list := t.suffix.find(maphash.Bytes(t.seed, key), key); list != nil {
+				return int(list[0])
+			}
+		}
+	}
+	for i := range t.prefixes {
+		l := &t.prefixes[i]
+		if l.length < len(host) && l.meets(host[l.length-1]) {
+			key := host[:l.length]
+			if list := t.prefix.find(maphash.Bytes(t.seed, key), key); list != nil {
+				return int(list[0])
+			}
+		}
+	}
+	return t.catchAll
+}

@@ -1,0 +1,46 @@
+package tcpproxy
+
+import (
+	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/upstream"
+)
+
+// failureFlags is what access logs say of a session that got no connection.
+var failureFlags = [...]stream.Flags{
+	upstream.NoCluster:         stream.FlagNoCluster,
+	upstream.NoHost:            stream.FlagNoHealthyUpstream,
+	upstream.Overflow:          stream.FlagUpstreamOverflow,
+	upstream.ConnectionFailure: stream.FlagUpstreamConnectionFailure,
+	upstream.ConnectionTimeout: stream.FlagUpstreamConnectionFailure,
+}
+
+// log tells the access logs of a session that has ended. They see it as a stream without a request.
+func (s *session) log() {
+	if len(s.config.Logs) == 0 {
+		return
+	}
+	r := &s.filter.record
+	r.Worker = s.filter.Worker
+	r.Info = s.info()
+	r.End = s.filter.Worker.Now()
+	for _, l := range s.config.Logs {
+		l.Log(r)
+	}
+}
+
+// info is what logs and another process are told.
+func (s *session) info() stream.Info {
+	return stream.Info{
+		ConnectionID: s.id, Peer: s.peer, Client: s.peer.Addr(),
+		StartWall: s.wall, Start: s.start, UpstreamReady: s.ready,
+		BytesReceived: s.read, BytesSent: s.written,
+		Attempts: uint32(s.attempts), Flags: s.flags, Details: s.details,
+		Host: s.tunnel.Host(), ClusterName: s.clusterName,
+	}
+}
+
+func (s *session) adoptInfo(i *stream.Info) {
+	s.id, s.peer = i.ConnectionID, i.Peer
+	s.wall, s.start, s.ready = i.StartWall, i.Start, i.UpstreamReady
+	s.attempts, s.flags, s.clusterName = int(i.Attempts), i.Flags, i.ClusterName
+}

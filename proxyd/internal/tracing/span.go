@@ -1,0 +1,212 @@
+package tracing
+
+import (
+	"encoding/binary"
+	"strconv"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"retinue.dev/proxyd/internal/header"
+	"retinue.dev/proxyd/internal/stream"
+)
+
+const (
+	// maxText bounds one text of a span, in bytes.
+	maxText = 4096
+	// maxTag bounds the texts that requests bring besides their paths, in bytes.
+	maxTag = 256
+	// maxSpan bounds an encoded span: 32 tags of the configuration, the path, and a score of small things.
+	maxSpan = 32 * 1024
+	// maxCall bounds the span of a plugin's call.
+	maxCall = 512
+)
+
+// Fields of opentelemetry.proto.trace.v1 and common.v1.
+const (
+	scopeSpansSpans = 2
+
+	spanTraceID    = 1
+	spanSpanID     = 2
+	spanParent     = 4
+	spanName       = 5
+	spanKind       = 6
+	spanStart      = 7
+	spanEnd        = 8
+	spanAttributes = 9
+	spanStatus     = 15
+
+	kindInternal = 1
+	kindServer   = 2
+
+	statusCode  = 3
+	statusError = 2
+
+	keyValueKey   = 1
+	keyValueValue = 2
+	anyString     = 1
+)
+
+// scratch is a worker's memory for the span that is being encoded.
+type scratch struct {
+	span, text []byte
+}
+
+func newScratch() scratch { return scratch{make([]byte, 0, maxSpan), make([]byte, 0, 4*maxText)} }
+
+// appendSpan appends the stream's span as one element of ScopeSpans.spans.
+func (c *Config) appendSpan(dst []byte, room *scratch, s *stream.Stream) []byte {
+	b, text := room.span[:0], room.text
+	b = protowire.AppendTag(b, spanTraceID, protowire.BytesType)
+	b = protowire.AppendBytes(b, s.Trace.ID[:])
+	b = protowire.AppendTag(b, spanSpanID, protowire.BytesType)
+	b = protowire.AppendBytes(b, s.Trace.Span[:])
+	if s.Trace.Parent != [8]byte{} {
+		b = protowire.AppendTag(b, spanParent, protowire.BytesType)
+		b = protowire.AppendBytes(b, s.Trace.Parent[:])
+	}
+	b = protowire.AppendTag(b, spanName, protowire.BytesType)
+	b = appendText(b, cut(spanNameOf(text, s), maxTag))
+	b = protowire.AppendTag(b, spanKind, protowire.VarintType)
+	b = protowire.AppendVarint(b, kindServer)
+	b = protowire.AppendTag(b, spanStart, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, uint64(s.StartWall))
+	b = protowire.AppendTag(b, spanEnd, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, uint64(s.StartWall+s.End-s.Start))
+	b = c.appendTags(b, text, s)
+	if s.Status >= 500 || s.Status == 0 {
+		b = protowire.AppendTag(b, spanStatus, protowire.BytesType)
+		b = protowire.AppendBytes(b, []byte{statusCode<<3 | byte(protowire.VarintType), statusError})
+	}
+	dst = protowire.AppendTag(dst, scopeSpansSpans, protowire.BytesType)
+	return protowire.AppendBytes(dst, b)
+}
+
+// appendCall appends the span of a plugin's call, a child of the stream's.
+func appendCall(dst []byte, room *scratch, s *stream.Stream, call *stream.Call) []byte {
+	var id [8]byte
+	binary.NativeEndian.PutUint64(id[:], s.Worker.Rand()|1) // zero is none
+	b := room.span[:0]
+	b = protowire.AppendTag(b, spanTraceID, protowire.BytesType)
+	b = protowire.AppendBytes(b, s.Trace.ID[:])
+	b = protowire.AppendTag(b, spanSpanID, protowire.BytesType)
+	b = protowire.AppendBytes(b, id[:])
+	b = protowire.AppendTag(b, spanParent, protowire.BytesType)
+	b = protowire.AppendBytes(b, s.Trace.Span[:])
+	b = protowire.AppendTag(b, spanName, protowire.BytesType)
+	b = protowire.AppendString(b, cutString(call.Name, maxTag))
+	b = protowire.AppendTag(b, spanKind, protowire.VarintType)
+	b = protowire.AppendVarint(b, kindInternal)
+	b = protowire.AppendTag(b, spanStart, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, uint64(s.StartWall+call.Start-s.Start))
+	b = protowire.AppendTag(b, spanEnd, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, uint64(s.StartWall+call.End-s.Start))
+	b = appendTagString(b, "phase", call.Phase)
+	if call.Failed {
+		b = protowire.AppendTag(b, spanStatus, protowire.BytesType)
+		b = protowire.AppendBytes(b, []byte{statusCode<<3 | byte(protowire.VarintType), statusError})
+	}
+	dst = protowire.AppendTag(dst, scopeSpansSpans, protowire.BytesType)
+	return protowire.AppendBytes(dst, b)
+}
+
+// spanNameOf is the route with its method, which has few values: not the path.
+func spanNameOf(dst []byte, s *stream.Stream) []byte {
+	if name := s.RouteName; name != "" && name[0] != '/' {
+		return append(dst, cutString(name, maxTag)...)
+	}
+	if s.Request.MethodID() == header.MethodOther {
+		dst = append(dst, "HTTP"...)
+	} else {
+		dst = append(dst, s.Request.Method()...)
+	}
+	if s.RouteName != "" {
+		dst = append(append(dst, ' '), cutString(s.RouteName, maxTag)...)
+	}
+	return dst
+}
+
+// appendTags appends the tags that Envoy gives a span, by its names, and those of the configuration.
+func (c *Config) appendTags(b, text []byte, s *stream.Stream) []byte {
+	r := &s.Request
+	b = appendTagString(b, "component", "proxy")
+	b = appendTag(b, "guid:x-request-id", cut(r.Get(header.XRequestID), maxTag))
+	url := append(append(text, r.Scheme()...), "://"...)
+	url = append(url, cut(r.Authority(), maxTag)...)
+	url = append(url, cut(r.Path(), c.maxPath)...)
+	b = appendTag(b, "http.url", url)
+	b = appendTag(b, "http.method", cut(r.Method(), maxTag))
+	b = appendTagString(b, "http.protocol", r.Proto.String())
+	b = appendTag(b, "user_agent", cut(r.Get(header.UserAgent), maxTag))
+	if s.Peer.IsValid() {
+		b = appendTag(b, "peer.address", s.Peer.Addr().Unmap().AppendTo(text))
+	}
+	b = appendTag(b, "request_size", strconv.AppendUint(text, s.BytesReceived, 10))
+	b = appendTag(b, "response_size", strconv.AppendUint(text, s.BytesSent, 10))
+	b = appendTag(b, "http.status_code", strconv.AppendInt(text, int64(s.Status), 10))
+	b = appendTag(b, "response_flags", s.Flags.Append(text))
+	if s.ClusterName != "" {
+		b = appendTagString(b, "upstream_cluster", cutString(s.ClusterName, maxTag))
+	}
+	if s.Host != nil {
+		b = appendTagString(b, "upstream_address", cutString(s.Host.Address, maxTag))
+	}
+	if s.Attempts > 1 {
+		b = appendTag(b, "retry.count", strconv.AppendUint(text, uint64(s.Attempts-1), 10))
+	}
+	if s.Status >= 500 || s.Status == 0 {
+		b = appendTagString(b, "error", "true")
+	}
+	for i := range c.tags {
+		value := cut(c.tags[i].value.Append(text, s), maxTag)
+		if len(value) > 0 {
+			b = appendTag(b, c.tags[i].name, value)
+		}
+	}
+	return b
+}
+
+// appendTag appends one attribute; nothing where the value is nil.
+func appendTag(b []byte, name string, value []byte) []byte {
+	if value == nil {
+		return b
+	}
+	inner := protowire.SizeTag(anyString) + protowire.SizeBytes(len(value))
+	size := protowire.SizeTag(keyValueKey) + protowire.SizeBytes(len(name)) + protowire.SizeTag(keyValueValue) + protowire.SizeBytes(inner)
+	b = protowire.AppendTag(b, spanAttributes, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	b = protowire.AppendTag(b, keyValueKey, protowire.BytesType)
+	b = protowire.AppendString(b, name)
+	b = protowire.AppendTag(b, keyValueValue, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(inner))
+	b = protowire.AppendTag(b, anyString, protowire.BytesType)
+	return appendText(b, value)
+}
+
+func appendTagString(b []byte, name, value string) []byte {
+	var text [maxTag]byte
+	return appendTag(b, name, append(text[:0], value...))
+}
+
+// appendText appends a length and a text. What is no UTF-8 becomes question marks, one a byte: a collector would refuse
+// the whole request for it, and with it the spans of others.
+func appendText(b, text []byte) []byte {
+	b = protowire.AppendVarint(b, uint64(len(text)))
+	at := len(b)
+	b = append(b, text...)
+	if utf8.Valid(text) {
+		return b
+	}
+	for at < len(b) {
+		r, n := utf8.DecodeRune(b[at:])
+		if r == utf8.RuneError && n == 1 {
+			b[at] = '?'
+		}
+		at += n
+	}
+	return b
+}
+
+func cut(b []byte, most int) []byte { return b[:min(len(b), most)] }
+
+func cutString(s string, most int) string { return s[:min(len(s), most)] }

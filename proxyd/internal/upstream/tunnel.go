@@ -1,0 +1,109 @@
+package upstream
+
+import (
+	"retinue.dev/proxyd/internal/cluster"
+	"retinue.dev/proxyd/internal/conn"
+	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/proxyprotocol"
+)
+
+// Tunnel is one connection that Dial made, for the counters.
+type Tunnel struct{ host *host }
+
+// Host is the endpoint.
+func (t Tunnel) Host() *cluster.Host {
+	if t.host == nil {
+		return nil
+	}
+	return t.host.host
+}
+
+func (p *pool) dialTunnel(client *conn.Conn, choice *cluster.Choice, h conn.Handler) (*conn.Conn, Tunnel, Failure) {
+	at := p.choose(nil, choice)
+	if at < 0 {
+		return nil, Tunnel{}, NoHost
+	}
+	to := p.hosts[at]
+	if p.sum(counters.ClusterUpstreamCxActive) >= p.config.Breaker.MaxConnections {
+		p.cells[counters.ClusterUpstreamCxOverflow]++
+		return nil, Tunnel{}, Overflow
+	}
+	to.opened()
+	to.active++
+	p.active[at]++
+	o := to.options()
+	if p.config.Proxy > 0 {
+		o.Preface = proxyprotocol.Append(o.Preface[:0], p.config.Proxy, client.Peer(), client.LocalAddress())
+	}
+	return conn.Dial(p.manager.worker, to.address(), p.manager.nextID(), h, o), Tunnel{to}, 0
+}
+
+// Closed counts the connection out; call it from OnClose.
+func (t Tunnel) Closed(c *conn.Conn, reason conn.Reason) {
+	h := t.host
+	cells := h.pool.cells
+	switch reason {
+	case conn.ConnectTimeout:
+		cells[counters.ClusterUpstreamCxConnectTimeout]++
+		cells[counters.ClusterUpstreamCxConnectFail]++
+	case conn.ConnectFailure:
+		cells[counters.ClusterUpstreamCxConnectFail]++
+	}
+	cells[counters.ClusterUpstreamCxRxBytesTotal] += c.BytesRead()
+	cells[counters.ClusterUpstreamCxTxBytesTotal] += c.BytesWritten()
+	h.active--
+	if h.index >= 0 {
+		h.pool.active[h.index]--
+	}
+	h.closed()
+}
+
+// Moved counts the connection out when another process goes on with it.
+func (t Tunnel) Moved() { t.host.moved() }
+
+func (h *host) moved() {
+	h.active--
+	if h.index >= 0 {
+		h.pool.active[h.index]--
+	}
+	h.connections--
+	h.pool.cells[counters.ClusterUpstreamCxActive]--
+	if h.queued > h.connecting && h.index >= 0 {
+		h.connect()
+	}
+}
+
+// AdoptTunnel counts in a connection to a host of the cluster that another process had dialled. A host that is not a member
+// (any more) gets a place of its own, as one that leaves has.
+func (m *Manager) AdoptTunnel(handle cluster.Handle, address string) (Tunnel, bool) {
+	h := m.adoptHost(handle, address)
+	if h == nil {
+		return Tunnel{}, false
+	}
+	h.adopted()
+	return Tunnel{h}, true
+}
+
+func (m *Manager) adoptHost(handle cluster.Handle, address string) *host {
+	p := m.pool(handle)
+	if p == nil {
+		return nil
+	}
+	for _, h := range p.hosts {
+		if h.host.Address == address {
+			return h
+		}
+	}
+	h := &host{pool: p, host: &cluster.Host{Address: address}, index: -1}
+	h.queue.prev, h.queue.next = &h.queue, &h.queue
+	return h
+}
+
+func (h *host) adopted() {
+	h.active++
+	if h.index >= 0 {
+		h.pool.active[h.index]++
+	}
+	h.connections++
+	h.pool.cells[counters.ClusterUpstreamCxActive]++
+}
