@@ -1,0 +1,13 @@
+package main
+
+import (
+	"testing"
+
+	"retinue.dev/libs/pluginsdk/plugintest"
+)
+
+func TestPlugin(t *testing.T) {
+	program := plugintest.Build(t, ".")
+	plugintest.Conformance(t, plugintest.Program{Path: program, Config: `{"allow": ["http"]}`})
+	plugintest.Replay(t, program, "testdata/*.json")
+}
