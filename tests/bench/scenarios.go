@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	latencyRate     = 5000
+	idleConnections = 10_000
+	manyClusters    = 10_000
+	snapshotRate    = 1000
+)
+
+// latency compares percentiles at a fixed rate, timed from when a request was due.
+func (b *bed) latency(rounds int, each time.Duration) error {
+	fmt.Printf("\nlatency at %d requests a second, medians of %d rounds\n", latencyRate, rounds)
+	p50, p99, p999 := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	for round := range rounds {
+		for i := range b.peers {
+			p := b.peers[(i+round)%len(b.peers)]
+			r, err := b.load(loadOrder{Port: p.http, Path: "/1k", Connections: 64, Rate: latencyRate, For: 2 * each})
+			if err != nil {
+				return err
+			}
+			if r.Errors > 0 {
+				return fmt.Errorf("%s: %d requests failed", p.name, r.Errors)
+			}
+			us := func(d time.Duration) float64 { return float64(d) / 1e3 }
+			p50[p.name], p99[p.name] = append(p50[p.name], us(r.P50)), append(p99[p.name], us(r.P99))
+			p999[p.name] = append(p999[p.name], us(r.P999))
+		}
+	}
+	for _, p := range b.peers {
+		fmt.Printf("%-10s p50 %7.0f   p99 %7.0f   p99.9 %7.0f µs\n", p.name, median(p50[p.name]), median(p99[p.name]), median(p999[p.name]))
+	}
+	return nil
+}
+
+// memory is what an idle connection costs, after one request on it.
+func (b *bed) memory() error {
+	fmt.Printf("\nmemory (Pss) of %d idle keep-alive connections after one request on each\n", idleConnections)
+	for _, p := range b.peers {
+		before := p.memory()
+		wait, release, err := b.begin(loadOrder{Port: p.http, Path: "/1k", Connections: idleConnections, Requests: 1})
+		if err != nil {
+			return err
+		}
+		r, err := wait()
+		if err == nil {
+			time.Sleep(10 * time.Second) // it may take that long to give back what it does not need
+			fmt.Printf("%-10s %6.0f bytes a connection, %5.1f MiB without any", p.name, float64(p.memory()-before)/float64(r.Requests), float64(before)/(1<<20))
+		}
+		release()
+		if err != nil {
+			return err
+		}
+		time.Sleep(10 * time.Second)
+		fmt.Printf(", %5.1f MiB after they went\n", float64(p.memory())/(1<<20))
+	}
+	return nil
+}
+
+// snapshot applies a configuration with many clusters, each with a route of its own, under load.
+func (b *bed) snapshot() error {
+	p := b.peers[0]
+	var big strings.Builder
+	small := b.hcl(p)
+	at := strings.Index(small, "      route \"/*\"")
+	big.WriteString(small[:at])
+	for i := range manyClusters {
+		fmt.Fprintf(&big, "      route \"/service%d/*\" { cluster = cluster.c%d }\n", i, i)
+	}
+	big.WriteString(small[at:])
+	for i := range manyClusters {
+		fmt.Fprintf(&big, "cluster \"c%d\" { endpoints = [\"127.0.0.1:%d\"] }\n", i, 10_000+i%50_000)
+	}
+	fmt.Printf("\na snapshot of %d clusters with %d routes, at %d requests a second\n", manyClusters, manyClusters, snapshotRate)
+	reload := func(text string) (time.Duration, error) {
+		next := p.config + ".next"
+		if err := os.WriteFile(next, []byte(text), 0o644); err != nil {
+			return 0, err
+		}
+		if err := os.Rename(next, p.config); err != nil {
+			return 0, err
+		}
+		began := time.Now()
+		cmd := exec.Command(p.bin, "reload", "--dir", filepath.Join(p.dir, "run"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("reload: %w\n%.2000s", err, out)
+		}
+		return time.Since(began), nil
+	}
+	var took, calm, meanwhile []float64
+	for range 5 {
+		window := 3 * time.Second
+		r, err := b.load(loadOrder{Port: p.http, Path: "/1k", Connections: 32, Rate: snapshotRate, For: window})
+		if err != nil {
+			return err
+		}
+		calm = append(calm, float64(r.P99)/1e3)
+		wait, release, err := b.begin(loadOrder{Port: p.http, Path: "/1k", Connections: 32, Rate: snapshotRate, For: window})
+		if err != nil {
+			return err
+		}
+		time.Sleep(window / 6)
+		applied, failed := reload(big.String())
+		if r, err = wait(); err == nil && r.Errors > 0 {
+			err = fmt.Errorf("%d requests failed", r.Errors)
+		}
+		release()
+		if failed != nil {
+			return failed
+		}
+		if err != nil {
+			return err
+		}
+		took, meanwhile = append(took, float64(applied)/1e6), append(meanwhile, float64(r.P99)/1e3)
+		if _, err := reload(small); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("applied in %.0f ms; p99 %.0f µs without, %.0f µs meanwhile, ratio %.2f\n",
+		median(took), median(calm), median(meanwhile), median(divide(meanwhile, calm)))
+	return nil
+}

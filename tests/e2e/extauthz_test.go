@@ -1,0 +1,207 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// rawCodec lets a server of gRPC see the bytes of messages.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+
+func (rawCodec) Unmarshal(b []byte, v any) error {
+	*v.(*[]byte) = append([]byte(nil), b...)
+	return nil
+}
+
+// wire finds the bytes of nested fields by their numbers, the last of each; nil where there is none.
+func wire(b []byte, path ...protowire.Number) []byte {
+	for _, want := range path {
+		var found []byte
+		for len(b) > 0 {
+			n, kind, size := protowire.ConsumeTag(b)
+			if size < 0 {
+				return nil
+			}
+			b = b[size:]
+			size = protowire.ConsumeFieldValue(n, kind, b)
+			if size < 0 {
+				return nil
+			}
+			if n == want && kind == protowire.BytesType {
+				found, _ = protowire.ConsumeBytes(b)
+			}
+			b = b[size:]
+		}
+		b = found
+	}
+	return b
+}
+
+func bytesField(b []byte, n protowire.Number, v []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(b, n, protowire.BytesType), v)
+}
+
+// authoriser is a service of envoy.service.auth.v3: /deny is refused, the rest is permitted for a user.
+func authoriser(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	option := func(name, value string) []byte {
+		return bytesField(nil, 1, bytesField(bytesField(nil, 1, []byte(name)), 2, []byte(value)))
+	}
+	server := grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		if method, _ := grpc.MethodFromServerStream(s); method != "/envoy.service.auth.v3.Authorization/Check" {
+			return errors.New(method)
+		}
+		var request []byte
+		if err := s.RecvMsg(&request); err != nil {
+			return err
+		}
+		const attributes, asked, http, method, path, body = 1, 4, 2, 2, 4, 11
+		said := strings.Join([]string{
+			string(wire(request, attributes, asked, http, method)), string(wire(request, attributes, asked, http, path)), string(wire(request, attributes, asked, http, body)),
+			string(wire(request, attributes, 10, 1)), // context_extensions
+		}, " ")
+		answer := bytesField(bytesField(nil, 1, nil), 3, bytesField(nil, 2, option("x-said", said)))
+		if strings.Contains(said, "/deny") {
+			status := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 7)
+			code := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 418)
+			denied := bytesField(bytesField(bytesField(nil, 1, code), 2, option("x-said", said)), 3, []byte("no tea"))
+			answer = bytesField(bytesField(nil, 1, status), 2, denied)
+		}
+		return s.SendMsg(&answer)
+	}))
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	return l.Addr().String()
+}
+
+// TestExtAuthz: both ways to ask, on routes of one listener; a service that is away refuses, or lets pass where it is told to.
+func TestExtAuthz(t *testing.T) {
+	byHTTP := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "letmein" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("X-Said", r.Method+" "+r.URL.Path)
+	}))
+	defer byHTTP.Close()
+	st := newStage(t, strings.NewReplacer("HTTPAUTH", strings.TrimPrefix(byHTTP.URL, "http://"), "GRPCAUTH", authoriser(t)).Replace(`
+filter "ext_authz" "http" {
+  cluster                  = cluster.http_auth
+  path_prefix              = "/check"
+  allowed_upstream_headers = ["x-said"]
+  timeout                  = "20s"
+}
+filter "ext_authz" "grpc" {
+  cluster            = cluster.grpc_auth
+  api                = "grpc"
+  timeout            = "20s"
+  context_extensions = { tenant = "a" }
+  with_request_body {
+    max_request_bytes     = 4
+    allow_partial_message = true
+  }
+}
+filter "ext_authz" "away" { cluster = cluster.nobody }
+filter "ext_authz" "lenient" {
+  cluster            = cluster.nobody
+  failure_mode_allow = true
+}
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    access_log = access_log.all
+    virtual_host "all" {
+      domains = ["*"]
+      route "/http/*" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.http]
+      }
+      route "/grpc/*" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.grpc]
+      }
+      route "/away" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.away]
+      }
+      route "/lenient" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.lenient]
+      }
+    }
+  }
+}
+cluster "app" { endpoints = ["APP"] }
+cluster "http_auth" { endpoints = ["HTTPAUTH"] }
+cluster "grpc_auth" {
+  endpoints = ["GRPCAUTH"]
+  protocol  = "http2"
+}
+cluster "nobody" { endpoints = ["127.0.0.1:1"] }
+`))
+	for _, test := range []struct {
+		method, path, headers, body string
+		status                      string
+		said                        string // what the service said, at the upstream or in the answer
+	}{
+		{"GET", "/http/x", "Authorization: letmein\r\n", "", "200", "GET /check/http/x"},
+		{"GET", "/http/y", "", "", "401", ""},
+		{"POST", "/grpc/x", "X-Said: forged\r\n", "hello", "200", "POST /grpc/x hell tenant"},
+		{"GET", "/grpc/deny", "", "", "418", "GET /grpc/deny  tenant"},
+		{"GET", "/away", "", "", "403", ""},
+		{"GET", "/lenient", "", "", "200", ""},
+	} {
+		t.Run(test.method+test.path, func(t *testing.T) {
+			reached := make(chan string, 1)
+			st.scripts.set(test.path, func(c *upstreamConn) bool {
+				body := c.whole()
+				reached <- c.request.Header.Get("X-Said") + "|" + body
+				c.says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				return true
+			})
+			request, err := http.NewRequestWithContext(context.Background(), test.method, "http://"+st.Address("web")+test.path, strings.NewReader(test.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range strings.Split(strings.TrimSuffix(test.headers, "\r\n"), "\r\n") {
+				if name, value, ok := strings.Cut(h, ": "); ok {
+					request.Header.Set(name, value)
+				}
+			}
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response.Body.Close()
+			if !strings.HasPrefix(response.Status, test.status) {
+				t.Fatalf("answered %s", response.Status)
+			}
+			if test.status == "200" {
+				if got := <-reached; got != test.said+"|"+test.body {
+					t.Errorf("the upstream got %q", got)
+				}
+			} else if got := response.Header.Get("X-Said"); got != test.said {
+				t.Errorf("the service said %q", got)
+			}
+		})
+	}
+	http.DefaultClient.CloseIdleConnections()
+	st.AwaitStat(1, "retinue_ext_authz_ok", "filter=http")
+	st.AwaitStat(1, "retinue_ext_authz_denied", "filter=grpc")
+	st.AwaitStat(1, "retinue_ext_authz_failure_mode_allowed", "filter=lenient")
+}
