@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"retinue.dev/proxyd/internal/callout/message"
 	"retinue.dev/proxyd/internal/header"
 )
 
@@ -33,7 +34,7 @@ func (d *decision) copyFrom(from *decision) {
 // edit does to a request what an allowing decision says.
 func (d *decision) edit(r *header.Block) {
 	for i := range d.remove.Len() {
-		if name := d.remove.NameAt(i); editable(name) {
+		if name := d.remove.NameAt(i); message.Editable(name) {
 			r.RemoveName(name)
 		}
 	}

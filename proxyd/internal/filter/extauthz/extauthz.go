@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"retinue.dev/proxyd/internal/callout"
+	"retinue.dev/proxyd/internal/callout/message"
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/filter/freelist"
@@ -300,7 +301,7 @@ func (c *check) overHTTP(s *stream.Stream, mine *perWorker) {
 	r.SetPath(mine.text)
 	for i := range from.Len() {
 		id, name, value := from.At(i)
-		if (id == header.Authorization || c.headers.Match(name)) && editable(name) {
+		if (id == header.Authorization || c.headers.Match(name)) && message.Editable(name) {
 			r.Add(id, name, value)
 		}
 	}
@@ -410,7 +411,7 @@ func (c *check) readHTTP() bool {
 	for i := range answer.Len() {
 		id, name, value := answer.At(i)
 		switch {
-		case !editable(name):
+		case !message.Editable(name):
 		case d.allowed:
 			if c.upstream.Match(name) {
 				d.set.Add(id, name, value)

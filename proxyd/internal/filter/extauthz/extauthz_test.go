@@ -7,27 +7,28 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"retinue.dev/proxyd/internal/callout/message"
 	"retinue.dev/proxyd/internal/header"
 )
 
-func message(fields ...any) []byte {
+func encoded(fields ...any) []byte {
 	var b []byte
 	for i := 0; i < len(fields); i += 2 {
 		n := protowire.Number(fields[i].(int))
 		switch v := fields[i+1].(type) {
 		case int:
-			b = number(b, n, uint64(v))
+			b = message.Number(b, n, uint64(v))
 		case string:
-			b = field(b, n, []byte(v))
+			b = message.Field(b, n, []byte(v))
 		case []byte:
-			b = field(b, n, v)
+			b = message.Field(b, n, v)
 		}
 	}
 	return b
 }
 
 func option(name, value string, more ...any) []byte {
-	return message(append([]any{1, message(1, name, 2, value)}, more...)...)
+	return encoded(append([]any{1, encoded(1, name, 2, value)}, more...)...)
 }
 
 func show(b *header.Block) string {
@@ -46,17 +47,17 @@ func TestReadCheck(t *testing.T) {
 		want    string // "malformed", or what is decided
 	}{
 		{"nothing", nil, "403"},
-		{"an empty status is OK", message(1, ""), "allowed"},
-		{"a code", message(1, message(1, 7)), "403"},
-		{"a permission with edits", message(1, message(1, 0), 3, message(2, option("x-user", "ann"), 2, option("x-more", "1", 2, message(1, 1)), 5, "x-secret", 6, option("x-seen", "1"))), "allowed set(x-user=ann) add(x-more=1) remove(x-secret=) reply(x-seen=1)"},
-		{"edits without a status", message(3, message(2, option("x-user", "ann"))), "403"},
-		{"a refusal", message(1, message(1, 16), 2, message(1, message(1, 401), 2, option("www-authenticate", "Basic"), 3, "who?")), "401 reply(www-authenticate=Basic) who?"},
-		{"a refusal whose status is none", message(1, message(1, 7), 2, message(1, message(1, 99))), "403"},
-		{"a refusal with status OK", message(1, message(1, 0), 2, message(1, message(1, 401))), "allowed"},
-		{"what frames a message is not touched", message(1, "", 3, message(2, option("content-length", "0"), 2, option(":path", "/admin"), 2, option("Host", "x"), 5, "transfer-encoding")), "allowed remove(transfer-encoding=)"},
-		{"raw values", message(1, "", 3, message(2, message(1, message(1, "x-a", 3, "raw")))), "allowed set(x-a=raw)"},
-		{"a value with a line break", message(1, "", 3, message(2, option("x-a", "a\r\nx-b: c"))), "allowed"},
-		{"cut off", message(1, "")[:1], "malformed"},
+		{"an empty status is OK", encoded(1, ""), "allowed"},
+		{"a code", encoded(1, encoded(1, 7)), "403"},
+		{"a permission with edits", encoded(1, encoded(1, 0), 3, encoded(2, option("x-user", "ann"), 2, option("x-more", "1", 2, encoded(1, 1)), 5, "x-secret", 6, option("x-seen", "1"))), "allowed set(x-user=ann) add(x-more=1) remove(x-secret=) reply(x-seen=1)"},
+		{"edits without a status", encoded(3, encoded(2, option("x-user", "ann"))), "403"},
+		{"a refusal", encoded(1, encoded(1, 16), 2, encoded(1, encoded(1, 401), 2, option("www-authenticate", "Basic"), 3, "who?")), "401 reply(www-authenticate=Basic) who?"},
+		{"a refusal whose status is none", encoded(1, encoded(1, 7), 2, encoded(1, encoded(1, 99))), "403"},
+		{"a refusal with status OK", encoded(1, encoded(1, 0), 2, encoded(1, encoded(1, 401))), "allowed"},
+		{"what frames a message is not touched", encoded(1, "", 3, encoded(2, option("content-length", "0"), 2, option(":path", "/admin"), 2, option("Host", "x"), 5, "transfer-encoding")), "allowed remove(transfer-encoding=)"},
+		{"raw values", encoded(1, "", 3, encoded(2, encoded(1, encoded(1, "x-a", 3, "raw")))), "allowed set(x-a=raw)"},
+		{"a value with a line break", encoded(1, "", 3, encoded(2, option("x-a", "a\r\nx-b: c"))), "allowed"},
+		{"cut off", encoded(1, "")[:1], "malformed"},
 		{"cut off inside", []byte{0x0a, 0x02, 0x08, 0x80}, "malformed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -92,7 +93,7 @@ func TestEdit(t *testing.T) {
 		r.AddString(header.Other, f, "client")
 	}
 	var d decision
-	d.readCheck(message(1, "", 3, message(2, option("x-user", "ann"), 5, "x-secret", 5, "host")))
+	d.readCheck(encoded(1, "", 3, encoded(2, option("x-user", "ann"), 5, "x-secret", 5, "host")))
 	d.edit(&r)
 	if got := show(&r); got != "x-user=ann host=client" {
 		t.Error(got)
@@ -138,8 +139,8 @@ func TestCache(t *testing.T) {
 
 // FuzzReadCheck: whatever a service sends, a request passes only by a status that is 0, and nothing that frames it is edited.
 func FuzzReadCheck(f *testing.F) {
-	f.Add(message(1, message(1, 0), 3, message(2, option("x-user", "ann"), 5, "x-secret")))
-	f.Add(message(1, message(1, 16), 2, message(1, message(1, 401), 2, option("a", "b"), 3, "who?")))
+	f.Add(encoded(1, encoded(1, 0), 3, encoded(2, option("x-user", "ann"), 5, "x-secret")))
+	f.Add(encoded(1, encoded(1, 16), 2, encoded(1, encoded(1, 401), 2, option("a", "b"), 3, "who?")))
 	var d decision
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ok := d.readCheck(b)

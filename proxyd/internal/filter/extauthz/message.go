@@ -1,48 +1,14 @@
 package extauthz
 
 import (
-	"unicode/utf8"
-
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"retinue.dev/proxyd/internal/callout/message"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/stream"
 )
 
-// The messages of envoy.service.auth.v3 are written and read field by field: their generated types would bring the whole of Envoy's
-// API, and allocate.
-
-// field appends one of bytes.
-func field(b []byte, number protowire.Number, value []byte) []byte {
-	b = protowire.AppendTag(b, number, protowire.BytesType)
-	return protowire.AppendBytes(b, value)
-}
-
-// text is field for a string of protobuf: what is no UTF-8 becomes '!', as with Envoy.
-func text(b []byte, number protowire.Number, value []byte) []byte {
-	if len(value) == 0 {
-		return b
-	}
-	b = protowire.AppendTag(b, number, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(len(value)))
-	at := len(b)
-	if b = append(b, value...); utf8.Valid(value) {
-		return b
-	}
-	for at < len(b) {
-		r, n := utf8.DecodeRune(b[at:])
-		if r == utf8.RuneError && n == 1 {
-			b[at] = '!'
-		}
-		at += n
-	}
-	return b
-}
-
-func number(b []byte, n protowire.Number, value uint64) []byte {
-	b = protowire.AppendTag(b, n, protowire.VarintType)
-	return protowire.AppendVarint(b, value)
-}
+// The messages of envoy.service.auth.v3, by hand: see package message.
 
 // buffers are a worker's scratch: nested messages are written from the inside out.
 type buffers struct{ a, b, c []byte }
@@ -50,11 +16,11 @@ type buffers struct{ a, b, c []byte }
 // appendCheck appends a CheckRequest.
 func (f *Filter) appendCheck(dst []byte, s *stream.Stream, body []byte, m *buffers) []byte {
 	r := &s.Request
-	http := text(m.a[:0], 1, r.Get(header.XRequestID))
-	http = text(http, 2, r.Method())
+	http := message.Text(m.a[:0], 1, r.Get(header.XRequestID))
+	http = message.Text(http, 2, r.Method())
 	for i := range r.Len() {
 		if f.sends(r.NameAt(i)) && first(&r.Block, i) {
-			http = field(http, 3, f.appendHeader(m.b[:0], &r.Block, i, m))
+			http = message.Field(http, 3, f.appendHeader(m.b[:0], &r.Block, i, m))
 		}
 	}
 	for _, pseudo := range [...]struct {
@@ -64,59 +30,59 @@ func (f *Filter) appendCheck(dst []byte, s *stream.Stream, body []byte, m *buffe
 		if len(pseudo.value) > 0 {
 			entry := protowire.AppendTag(m.b[:0], 1, protowire.BytesType)
 			entry = protowire.AppendString(entry, pseudo.name)
-			m.b = text(entry, 2, pseudo.value)
-			http = field(http, 3, m.b)
+			m.b = message.Text(entry, 2, pseudo.value)
+			http = message.Field(http, 3, m.b)
 		}
 	}
-	http = text(http, 4, r.Path())
-	http = text(http, 5, r.Authority())
-	http = text(http, 6, r.Scheme())
+	http = message.Text(http, 4, r.Path())
+	http = message.Text(http, 5, r.Authority())
+	http = message.Text(http, 6, r.Scheme())
 	size := int64(-1)
 	if s.RequestEnded() {
 		size = int64(s.BytesReceived)
 	}
-	http = number(http, 9, uint64(size))
+	http = message.Number(http, 9, uint64(size))
 	http = protowire.AppendTag(http, 10, protowire.BytesType)
 	http = protowire.AppendString(http, r.Proto.String())
 	switch {
 	case len(body) == 0:
 	case f.body.packAsBytes:
-		http = field(http, 12, body)
+		http = message.Field(http, 12, body)
 	default:
-		http = text(http, 11, body)
+		http = message.Text(http, 11, body)
 	}
 	m.a = http
 
-	stamp := number(m.b[:0], 1, uint64(s.StartWall/1e9))
-	m.b = number(stamp, 2, uint64(s.StartWall%1e9))
-	request := field(m.c[:0], 1, m.b)
-	m.c = field(request, 2, http)
+	stamp := message.Number(m.b[:0], 1, uint64(s.StartWall/1e9))
+	m.b = message.Number(stamp, 2, uint64(s.StartWall%1e9))
+	request := message.Field(m.c[:0], 1, m.b)
+	m.c = message.Field(request, 2, http)
 
 	attributes := m.a[:0] // http is in m.c by now
 	if s.Peer.IsValid() {
-		attributes = field(attributes, 1, peer(m, s.Peer.Addr().Unmap().AppendTo(m.b[:0]), s.Peer.Port()))
+		attributes = message.Field(attributes, 1, peer(m, s.Peer.Addr().Unmap().AppendTo(m.b[:0]), s.Peer.Port()))
 	}
 	if local := s.Downstream().LocalAddress(); local.IsValid() {
-		attributes = field(attributes, 2, peer(m, local.Addr().Unmap().AppendTo(m.b[:0]), local.Port()))
+		attributes = message.Field(attributes, 2, peer(m, local.Addr().Unmap().AppendTo(m.b[:0]), local.Port()))
 	}
-	attributes = field(attributes, 4, m.c)
+	attributes = message.Field(attributes, 4, m.c)
 	for _, e := range f.extensions {
-		attributes = field(attributes, 10, e)
+		attributes = message.Field(attributes, 10, e)
 	}
 	m.a = attributes
-	return field(dst, 1, attributes)
+	return message.Field(dst, 1, attributes)
 }
 
 // peer is a Peer with a socket address. It leaves m.b to its result.
 func peer(m *buffers, address []byte, port uint16) []byte {
 	// address lies in m.b: each shell is written behind what it holds.
 	at := len(address)
-	b := text(address, 2, address)
-	b = number(b, 3, uint64(port))
+	b := message.Text(address, 2, address)
+	b = message.Number(b, 3, uint64(port))
 	socket := len(b)
-	b = field(b, 1, b[at:socket]) // core.Address.socket_address
+	b = message.Field(b, 1, b[at:socket]) // core.Address.socket_address
 	whole := len(b)
-	b = field(b, 1, b[socket:whole]) // Peer.address
+	b = message.Field(b, 1, b[socket:whole]) // Peer.address
 	m.b = b
 	return b[whole:]
 }
@@ -133,7 +99,7 @@ func first(b *header.Block, i int) bool {
 // appendHeader is an entry of the map of headers: values of one name are joined by a comma.
 func (f *Filter) appendHeader(dst []byte, b *header.Block, i int, m *buffers) []byte {
 	name := b.NameAt(i)
-	dst = text(dst, 1, name)
+	dst = message.Text(dst, 1, name)
 	value, id := b.ValueAt(i), b.IDAt(i)
 	joined := m.c[:0]
 	for at := i; ; {
@@ -154,36 +120,8 @@ func (f *Filter) appendHeader(dst []byte, b *header.Block, i int, m *buffers) []
 	if cap(joined) > cap(m.c) {
 		m.c = joined
 	}
-	m.b = text(dst, 2, value)
+	m.b = message.Text(dst, 2, value)
 	return m.b
-}
-
-// next reads a field; false at the end, or where the rest is malformed.
-func next(b []byte) (number protowire.Number, kind protowire.Type, value, rest []byte, ok bool) {
-	number, kind, n := protowire.ConsumeTag(b)
-	if n < 0 {
-		return 0, 0, nil, nil, false
-	}
-	b = b[n:]
-	if kind == protowire.BytesType {
-		value, n := protowire.ConsumeBytes(b)
-		if n < 0 {
-			return 0, 0, nil, nil, false
-		}
-		return number, kind, value, b[n:], true
-	}
-	if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
-		return 0, 0, nil, nil, false
-	}
-	return number, kind, b[:n], b[n:], true
-}
-
-func varint(kind protowire.Type, value []byte) uint64 {
-	if kind != protowire.VarintType {
-		return 0
-	}
-	v, _ := protowire.ConsumeVarint(value)
-	return v
 }
 
 // readCheck reads a CheckResponse into a decision; false for one that is malformed. Without a status there is no permission.
@@ -193,7 +131,7 @@ func (d *decision) readCheck(b []byte) bool {
 	hasStatus := false
 	var denied, ok []byte
 	for len(b) > 0 {
-		n, kind, value, rest, good := next(b)
+		n, kind, value, rest, good := message.Next(b)
 		if !good {
 			return false
 		}
@@ -202,12 +140,12 @@ func (d *decision) readCheck(b []byte) bool {
 		case n == 1 && kind == protowire.BytesType:
 			hasStatus, code = true, 0
 			for len(value) > 0 {
-				n, kind, v, rest, good := next(value)
+				n, kind, v, rest, good := message.Next(value)
 				if !good {
 					return false
 				}
 				if n == 1 {
-					code = varint(kind, v)
+					code = message.Varint(kind, v)
 				}
 				value = rest
 			}
@@ -227,7 +165,7 @@ func (d *decision) readCheck(b []byte) bool {
 
 func (d *decision) readOK(b []byte) bool {
 	for len(b) > 0 {
-		n, kind, value, rest, good := next(b)
+		n, kind, value, rest, good := message.Next(b)
 		if !good {
 			return false
 		}
@@ -252,7 +190,7 @@ func (d *decision) readOK(b []byte) bool {
 
 func (d *decision) readDenied(b []byte) bool {
 	for len(b) > 0 {
-		n, kind, value, rest, good := next(b)
+		n, kind, value, rest, good := message.Next(b)
 		if !good {
 			return false
 		}
@@ -263,11 +201,11 @@ func (d *decision) readDenied(b []byte) bool {
 		switch n {
 		case 1: // HttpStatus
 			for len(value) > 0 {
-				n, kind, v, rest, good := next(value)
+				n, kind, v, rest, good := message.Next(value)
 				if !good {
 					return false
 				}
-				if code := varint(kind, v); n == 1 && code >= 200 && code <= 599 {
+				if code := message.Varint(kind, v); n == 1 && code >= 200 && code <= 599 {
 					d.status = int(code)
 				}
 				value = rest
@@ -285,69 +223,39 @@ func (d *decision) readDenied(b []byte) bool {
 
 // readOption reads a HeaderValueOption: one that is set in the place of others, or one that is added.
 func (d *decision) readOption(b []byte, set, add *header.Block) bool {
-	var name, content, raw []byte
+	var name, content []byte
 	appends := false
 	for len(b) > 0 {
-		n, kind, value, rest, good := next(b)
+		n, kind, value, rest, good := message.Next(b)
 		if !good {
 			return false
 		}
 		b = rest
 		switch {
-		case n == 1 && kind == protowire.BytesType: // HeaderValue
-			for len(value) > 0 {
-				n, kind, v, rest, good := next(value)
-				if !good {
-					return false
-				}
-				if kind == protowire.BytesType {
-					switch n {
-					case 1:
-						name = v
-					case 2:
-						content = v
-					case 3:
-						raw = v
-					}
-				}
-				value = rest
+		case n == 1 && kind == protowire.BytesType:
+			if name, content, good = message.HeaderValue(value); !good {
+				return false
 			}
 		case n == 2 && kind == protowire.BytesType: // append, a BoolValue
 			for len(value) > 0 {
-				n, kind, v, rest, good := next(value)
+				n, kind, v, rest, good := message.Next(value)
 				if !good {
 					return false
 				}
 				if n == 1 {
-					appends = varint(kind, v) != 0
+					appends = message.Varint(kind, v) != 0
 				}
 				value = rest
 			}
 		}
 	}
-	if len(raw) > 0 {
-		content = raw
-	}
-	if !editable(name) {
+	if !message.Editable(name) {
 		return true // what a service may not touch is passed over
 	}
 	if appends {
 		add.Add(header.Other, name, content)
 	} else {
 		set.Add(header.Other, name, content)
-	}
-	return true
-}
-
-// editable tells whether an authoriser may set or remove a field: not what frames a message or names its host.
-func editable(name []byte) bool {
-	if len(name) == 0 || name[0] == ':' {
-		return false
-	}
-	switch header.Lookup(name) {
-	case header.Host, header.ContentLength, header.TransferEncoding, header.Connection, header.KeepAlive, header.ProxyConnection,
-		header.TE, header.Trailer, header.Upgrade, header.HTTP2Settings:
-		return false
 	}
 	return true
 }
