@@ -31,6 +31,7 @@ func (c *compiler) cluster(n *schema.Node) {
 	}, n.Range("endpoints"), n.Failed("endpoints"))
 	c.out.Add(&configv1.Object{Kind: "cluster", Name: n.Label, Body: &configv1.Object_Cluster{Cluster: cl}}, c.place(n.DefRange))
 	c.mark("cluster", n.Label, n)
+	c.markBlocks("cluster", n.Label, n)
 }
 
 // clusterSettings compiles everything but the endpoints.

@@ -37,6 +37,7 @@ func (c *compiler) listener(n *schema.Node) {
 	}
 	c.out.Add(&configv1.Object{Kind: "listener", Name: n.Label, Body: &configv1.Object_Listener{Listener: l}}, c.place(n.DefRange))
 	c.mark("listener", n.Label, n)
+	c.markBlocks("listener", n.Label, n)
 }
 
 // filterChain compiles the http or tcp block, and the TLS before it, of a listener or of one of its chains. filters are those of

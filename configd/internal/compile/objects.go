@@ -59,3 +59,12 @@ func (c *compiler) mark(kind, name string, n *schema.Node) {
 		}
 	}
 }
+
+// markBlocks notes the place of the blocks inside one, of those in `defaults` too.
+func (c *compiler) markBlocks(kind, name string, n *schema.Node) {
+	for _, nested := range n.Block.Blocks {
+		if b := n.Child(nested.Block.Name); b != nil {
+			c.out.Mark(kind, name, nested.Block.Name, c.place(b.DefRange))
+		}
+	}
+}

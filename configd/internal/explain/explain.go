@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"time"
 
 	"retinue.dev/libs/routing"
 	configv1 "retinue.dev/services/api/config/v1"
@@ -138,14 +137,29 @@ func (y *story) connection(t target, asked *routing.Request, wanted string) erro
 		reason = "listens on " + address
 	}
 	y.tell("listener", l.GetName(), reason, y.at("listener", l.GetName(), ""))
+	if p := l.GetProxyProtocol(); p != nil {
+		y.tell("proxy", "protocol", "the header of "+strings.Join(p.GetTrusted(), ", ")+" tells the client's address", y.at("listener", l.GetName(), "proxy_protocol"))
+	}
 	chain := y.chain(l, t, asked.Source)
 	if chain == nil {
 		y.tell("answer", "connection closed", "no filter chain matches", nil)
 		return nil
 	}
+	if !y.gates(chain.GetFilters(), asked.Source) {
+		y.tell("answer", "connection closed", "a filter of the connection refuses it", nil)
+		return nil
+	}
 	if tcp := chain.GetTcp(); tcp != nil {
-		y.tell("tcp", tcp.GetStatPrefix(), "bytes pass; nothing of the request is looked at", y.at("listener", l.GetName(), ""))
-		y.clusters(tcp.GetClusters())
+		at := y.at("listener", l.GetName(), "")
+		y.tell("tcp", tcp.GetStatPrefix(), "bytes pass; nothing of the request is looked at", at)
+		y.filters(tcp.GetFilters(), asked.Source)
+		by := choice{at: at}
+		if tcp.GetHashSource() {
+			by.policies = []*configv1.HashPolicy{{Kind: &configv1.HashPolicy_Source{Source: true}}}
+		}
+		y.clusters(tcp.GetClusters(), by)
+		attempts := max(tcp.GetMaxConnectAttempts(), 1)
+		y.tell("timeouts", "", fmt.Sprintf("idle %s, %s to connect", duration(tcp.GetIdleTimeoutMs()), count(int(attempts), "attempt")), at)
 		return nil
 	}
 	for _, o := range y.s.Objects {
@@ -218,7 +232,9 @@ func (y *story) http(h *configv1.Http, t target, asked *routing.Request) {
 	out := routing.Scan(h.GetVirtualHosts(), asked)
 	if out.Host < 0 {
 		y.reject("host", routing.Name(asked.Authority), "no virtual host has the domain, and none has \"*\"", at)
-		y.tell("answer", "404", "route_not_found", at)
+		if y.filters(h.GetFilters(), asked.Source) {
+			y.tell("answer", "404", "route_not_found", at)
+		}
 		return
 	}
 	host := h.GetVirtualHosts()[out.Host]
@@ -240,7 +256,9 @@ func (y *story) routes(h *configv1.Http, host *configv1.VirtualHost, out routing
 			continue
 		}
 		y.tell("route", r.GetName(), step.Reason, r.GetSource())
-		y.action(h, host, r)
+		if y.filters(r.GetFilters(), asked.Source) {
+			y.action(h, host, r)
+		}
 		if r.GetMatch().Fraction == nil || r.GetMatch().GetFraction() >= 1_000_000 {
 			return
 		}
@@ -250,24 +268,13 @@ func (y *story) routes(h *configv1.Http, host *configv1.VirtualHost, out routing
 		y.routes(h, host, routing.Scan(h.GetVirtualHosts(), &rest), step.Route+1, &rest)
 		return
 	}
-	if out.Route < 0 {
+	if out.Route < 0 && y.filters(host.GetFilters(), asked.Source) {
 		y.tell("answer", "404", "no route of the virtual host matches", host.GetSource())
 	}
 }
 
 func (y *story) action(h *configv1.Http, host *configv1.VirtualHost, r *configv1.Route) {
 	at := r.GetSource()
-	for _, f := range r.GetFilters() {
-		reason := ""
-		if e := f.GetOnError(); e != configv1.OnError_ON_ERROR_UNSPECIFIED {
-			reason = "when it fails: " + strings.ToLower(strings.TrimPrefix(e.String(), "ON_ERROR_"))
-		}
-		kind, name := "plugin", f.GetPlugin()
-		if f.GetFilter() != "" {
-			kind, name = "filter", f.GetFilter()
-		}
-		y.tell("filter", name, reason, y.at(kind, name, ""))
-	}
 	switch {
 	case r.GetRespond() != nil:
 		d := r.GetRespond()
@@ -338,134 +345,6 @@ func edits(o *configv1.HeaderOps) string {
 	add("defaults", names(o.GetAbsent()))
 	add("adds", names(o.GetAdd()))
 	return strings.Join(parts, "; ")
-}
-
-func (y *story) forward(h *configv1.Http, r *configv1.Route, a *configv1.RouteAction) {
-	at := r.GetSource()
-	var parts []string
-	if a.PrefixRewrite != nil {
-		parts = append(parts, "prefix "+a.GetPrefixRewrite())
-	}
-	if x := a.GetRegexRewrite(); x != nil {
-		parts = append(parts, "regex "+x.GetPattern()+" → "+x.GetSubstitution())
-	}
-	if a.GetHostRewrite() != "" {
-		parts = append(parts, "host "+a.GetHostRewrite())
-	}
-	if a.GetHostRewriteHeader() != "" {
-		parts = append(parts, "host from the header "+a.GetHostRewriteHeader())
-	}
-	if a.GetQueryRewrite() != nil {
-		parts = append(parts, "the query")
-	}
-	if len(parts) > 0 {
-		y.tell("rewrite", "", strings.Join(parts, ", "), at)
-	}
-	switch k := a.GetSticky(); {
-	case k.GetCookie() != "":
-		y.tell("sticky", k.GetCookie(), "the cookie chooses the cluster", at)
-	case k.GetHeader() != "":
-		y.tell("sticky", k.GetHeader(), "the header chooses the cluster", at)
-	case k.GetSource():
-		y.tell("sticky", "source", "the client's address chooses the cluster", at)
-	}
-	y.clusters(a.GetClusters())
-	for _, m := range a.GetMirrors() {
-		y.tell("mirror", m.GetCluster(), percent(uint64(m.GetFraction()), 1_000_000)+" of requests, copied", y.at("cluster", m.GetCluster(), ""))
-	}
-	if p := a.GetRetry(); p != nil {
-		text := fmt.Sprintf("on %s, %d after the first try", strings.Join(p.GetOn(), ", "), p.GetAttempts())
-		if p.GetPerTryTimeoutMs() > 0 {
-			text += ", each within " + duration(p.GetPerTryTimeoutMs())
-		}
-		y.tell("retry", "", text, at)
-	}
-	t := h.GetTimeouts()
-	idle, longest := t.GetStreamIdleMs(), t.GetMaxStreamDurationMs()
-	if a.IdleTimeoutMs != nil {
-		idle = a.GetIdleTimeoutMs()
-	}
-	if a.MaxStreamDurationMs != nil {
-		longest = a.GetMaxStreamDurationMs()
-	}
-	route := int64(15_000)
-	if a.TimeoutMs != nil {
-		route = a.GetTimeoutMs()
-	}
-	y.tell("timeouts", "", fmt.Sprintf("route %s, idle %s, whole stream %s", duration(route), duration(idle), duration(longest)), at)
-}
-
-func duration(ms int64) string {
-	if ms == 0 {
-		return "off"
-	}
-	return (time.Duration(ms) * time.Millisecond).String()
-}
-
-func percent(n, of uint64) string {
-	return strconv.FormatFloat(float64(n)*100/float64(max(of, 1)), 'g', 4, 64) + " %"
-}
-
-// clusters tells targets with their share.
-func (y *story) clusters(list []*configv1.WeightedCluster) {
-	var sum uint64
-	for _, w := range list {
-		sum += uint64(w.GetWeight())
-	}
-	for _, w := range list {
-		reason := ""
-		if len(list) > 1 {
-			reason = percent(uint64(w.GetWeight()), sum) + " of requests; "
-		}
-		y.tell("cluster", w.GetCluster(), reason+y.members(w.GetCluster()), y.at("cluster", w.GetCluster(), ""))
-	}
-}
-
-func (y *story) members(name string) string {
-	for _, o := range y.s.Objects {
-		c := o.GetCluster()
-		if c == nil || c.GetName() != name {
-			continue
-		}
-		if d := c.GetDiscovery(); d != nil {
-			return y.now(name) + "found by " + how(d)
-		}
-		list := make([]string, 0, 4)
-		for i, e := range c.GetEndpoints() {
-			if i == 4 {
-				list = append(list, fmt.Sprintf("and %d more", len(c.GetEndpoints())-i))
-				break
-			}
-			list = append(list, e.GetAddress())
-		}
-		policy := strings.ToLower(strings.TrimPrefix(c.GetBalance().String(), "BALANCE_"))
-		return fmt.Sprintf("%s by %s, %s", strings.Join(list, ", "), policy, c.GetProtocol())
-	}
-	return "not in the snapshot: 503"
-}
-
-// now tells how many endpoints of a cluster are found, as far as it is known.
-func (y *story) now(cluster string) string {
-	for _, s := range y.found {
-		switch {
-		case s.GetCluster() != cluster:
-		case s.GetFailure() != "":
-			return fmt.Sprintf("%d endpoints, the last look failed (%s), ", s.GetEndpoints(), s.GetFailure())
-		default:
-			return fmt.Sprintf("%d endpoints, ", s.GetEndpoints())
-		}
-	}
-	return "endpoints "
-}
-
-func how(d *configv1.Discovery) string {
-	if f := d.GetFile(); f != nil {
-		return "the file " + f.GetPath()
-	}
-	if d.GetDns().GetRecord() == "srv" {
-		return "SRV records of " + d.GetDns().GetHost()
-	}
-	return fmt.Sprintf("the name %s, port %d", d.GetDns().GetHost(), d.GetDns().GetPort())
 }
 
 // Text writes steps for a terminal.

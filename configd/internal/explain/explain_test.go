@@ -9,6 +9,7 @@ import (
 	"retinue.dev/configd/internal/compile"
 	"retinue.dev/configd/internal/diag"
 	"retinue.dev/configd/internal/eval"
+	"retinue.dev/configd/internal/snapshot"
 	"retinue.dev/configd/internal/syntax"
 )
 
@@ -56,12 +57,18 @@ cluster "canary" {
 }
 `
 
-func TestExplain(t *testing.T) {
+func compiled(t testing.TB, text string) *snapshot.Snapshot {
+	t.Helper()
 	diags := &diag.List{}
-	r := compile.Files(syntax.Parse([]syntax.Source{{Name: "main.hcl", Data: []byte(config)}}, diags), diags, eval.Inputs{Env: func(string) (string, bool) { return "", false }})
+	r := compile.Files(syntax.Parse([]syntax.Source{{Name: "main.hcl", Data: []byte(text)}}, diags), diags, eval.Inputs{Env: func(string) (string, bool) { return "", false }})
 	if r.Snapshot == nil {
 		t.Fatal(r.Text(false))
 	}
+	return r.Snapshot
+}
+
+func TestExplain(t *testing.T) {
+	running := compiled(t, config)
 	for _, c := range []struct {
 		name    string
 		request *configv1.ExplainRequest
@@ -81,14 +88,20 @@ path        /api/x?y
 host      ✓ shop          the domain *.shop.example.com matches a.shop.example.com  (main.hcl:5)
 route     ✗ GET /status   the path is /api/x, not /status  (main.hcl:10)
           ✓ /api/*        it takes 5 % of requests  (main.hcl:13)
-cluster     canary        endpoints found by the name canary.internal, port 80  (main.hcl:40)
+cluster     canary        endpoints found by the name canary.internal, port 80; by round_robin, http1  (main.hcl:40)
+breaker                   1024 connections, 1024 pending, 1024 requests, 3 retries  (main.hcl:40)
+connect                   within 5s; idle 1h0m0s  (main.hcl:40)
 timeouts                  route 15s, idle 5m0s, whole stream off  (main.hcl:13)
 response    virtual_host  sets x-shop  (main.hcl:5)
 otherwise                 the other requests
 route     ✓ /api/*  (main.hcl:20)
 rewrite                   prefix /  (main.hcl:20)
 cluster     api           75 % of requests; 10.0.0.1:80, 10.0.0.2:80 by round_robin, http1  (main.hcl:39)
-            canary        25 % of requests; endpoints found by the name canary.internal, port 80  (main.hcl:40)
+breaker                   1024 connections, 1024 pending, 1024 requests, 3 retries  (main.hcl:39)
+connect                   within 5s; idle 1h0m0s  (main.hcl:39)
+cluster     canary        25 % of requests; endpoints found by the name canary.internal, port 80; by round_robin, http1  (main.hcl:40)
+breaker                   1024 connections, 1024 pending, 1024 requests, 3 retries  (main.hcl:40)
+connect                   within 5s; idle 1h0m0s  (main.hcl:40)
 timeouts                  route 2s, idle 5m0s, whole stream off  (main.hcl:20)
 response    virtual_host  sets x-shop  (main.hcl:5)
 `},
@@ -122,6 +135,9 @@ answer      404    route_not_found  (main.hcl:3)
 listener  ✓ db    listens on 127.0.0.1:5432  (main.hcl:35)
 tcp         db    bytes pass; nothing of the request is looked at  (main.hcl:35)
 cluster     api   10.0.0.1:80, 10.0.0.2:80 by round_robin, http1  (main.hcl:39)
+breaker                   1024 connections, 1024 pending, 1024 requests, 3 retries  (main.hcl:39)
+connect                   within 5s; idle 1h0m0s  (main.hcl:39)
+timeouts          idle 1h0m0s, 1 attempt to connect  (main.hcl:35)
 `},
 		{"https on a plain chain", &configv1.ExplainRequest{Method: "GET", Url: "https://shop.example.com:8080/"}, `
 listener  ✓ web   listens on 127.0.0.1:8080  (main.hcl:1)
@@ -136,7 +152,7 @@ answer      connection closed  no filter chain matches
 		{"bad address", &configv1.ExplainRequest{Method: "GET", Url: "http://a/", From: "office"}, "not an address"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			reply, err := Request(r.Snapshot, nil, c.request)
+			reply, err := Request(running, nil, c.request)
 			if !strings.HasPrefix(c.want, "\n") {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("got %v, want %q", err, c.want)
@@ -155,8 +171,7 @@ answer      connection closed  no filter chain matches
 
 // TestExplainFound tells of found endpoints where they are known.
 func TestExplainFound(t *testing.T) {
-	diags := &diag.List{}
-	r := compile.Files(syntax.Parse([]syntax.Source{{Name: "main.hcl", Data: []byte(config)}}, diags), diags, eval.Inputs{Env: func(string) (string, bool) { return "", false }})
+	running := compiled(t, config)
 	ask := &configv1.ExplainRequest{Method: "GET", Url: "http://shop.example.com:8080/api/x"}
 	for _, c := range []struct {
 		status *configv1.DiscoveryStatus
@@ -166,7 +181,7 @@ func TestExplainFound(t *testing.T) {
 		{&configv1.DiscoveryStatus{Cluster: "canary", Endpoints: 2, Failure: "no answer"}, "2 endpoints, the last look failed (no answer), found by the name"},
 		{&configv1.DiscoveryStatus{Cluster: "other", Endpoints: 2}, "endpoints found by the name"},
 	} {
-		reply, err := Request(r.Snapshot, []*configv1.DiscoveryStatus{c.status}, ask)
+		reply, err := Request(running, []*configv1.DiscoveryStatus{c.status}, ask)
 		if err != nil || !strings.Contains(reply.GetRendered(), c.want) {
 			t.Errorf("%v: %v, no %q in:\n%s", c.status, err, c.want, reply.GetRendered())
 		}
@@ -177,13 +192,9 @@ func FuzzRequest(f *testing.F) {
 	for _, url := range []string{"http://shop.example.com:8080/api/x?y#z", "https://[::1]:443", "http://a.:80?q", "http:///", "http://a:0/", "http://a/%2e%2e;x"} {
 		f.Add("GET", url, "x-env", "test", "10.0.0.1")
 	}
-	diags := &diag.List{}
-	r := compile.Files(syntax.Parse([]syntax.Source{{Name: "main.hcl", Data: []byte(config)}}, diags), diags, eval.Inputs{Env: func(string) (string, bool) { return "", false }})
-	if r.Snapshot == nil {
-		f.Fatal(r.Text(false))
-	}
+	running := compiled(f, config)
 	f.Fuzz(func(t *testing.T, method, url, name, value, from string) {
-		reply, err := Request(r.Snapshot, nil, &configv1.ExplainRequest{Method: method, Url: url, Headers: []*configv1.Header{{Name: name, Value: value}}, From: from, Listener: "web"})
+		reply, err := Request(running, nil, &configv1.ExplainRequest{Method: method, Url: url, Headers: []*configv1.Header{{Name: name, Value: value}}, From: from, Listener: "web"})
 		if err == nil && len(reply.GetSteps()) < 2 {
 			t.Fatalf("%s %s: nothing is explained: %v", method, url, reply)
 		}
