@@ -10,6 +10,7 @@ REVISION := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -X retinue.dev/libs/buildinfo.Version=$(VERSION) -X retinue.dev/libs/buildinfo.revision=$(REVISION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 60s
+RUN_TESTS := GOTESTSUM=$(BIN)/.gotestsum $(CURDIR)/tools/run-tests
 
 export GOTOOLCHAIN ?= local
 
@@ -47,18 +48,22 @@ run: build ## the whole suite in the foreground: on the quickstart, or on CONFIG
 .PHONY: test
 test: build unit race e2e ## everything that a fresh machine can run
 
+$(BIN)/.gotestsum: tools/go.mod
+	@mkdir -p $(BIN)
+	@cd tools && $(GO) build -o $@ gotest.tools/gotestsum
+
 .PHONY: unit
-unit: ## unit, golden and fuzz-seed tests of every module
-	@for m in $(filter-out tests,$(MODULES)); do echo "== unit $$m"; (cd $$m && $(GO) test ./...) || exit 1; done
+unit: $(BIN)/.gotestsum ## unit, golden and fuzz-seed tests of every module
+	@for m in $(filter-out tests,$(MODULES)); do echo "== unit $$m"; (cd $$m && $(RUN_TESTS)) || exit 1; done
 
 .PHONY: race
-race: ## the same under the race detector, where there is a C compiler
+race: $(BIN)/.gotestsum ## the same under the race detector, where there is a C compiler
 	@if ! command -v $${CC:-cc} >/dev/null; then echo "== race: skipped, no C compiler (the race detector needs one)"; exit 0; fi; \
-	for m in libs proxyd configd statsd restartd services/retinue; do echo "== race $$m"; (cd $$m && CGO_ENABLED=1 $(GO) test -race ./...) || exit 1; done
+	for m in libs proxyd configd statsd restartd services/retinue; do echo "== race $$m"; (cd $$m && CGO_ENABLED=1 $(RUN_TESTS) -race) || exit 1; done
 
 .PHONY: e2e
-e2e: deb plugins ## end-to-end tests with the real binaries in bin/ and the package, under a systemd of its own where there can be one
-	@cd tests && RETINUE_BIN=$(BIN) RETINUE_DEB=$$(ls -t $(CURDIR)/dist/retinue_$(VERSION)_*.deb | head -n 1) $(GO) test -count=1 -timeout 20m ./...
+e2e: deb plugins $(BIN)/.gotestsum ## end-to-end tests with the real binaries in bin/ and the package, under a systemd of its own where there can be one
+	@cd tests && RETINUE_BIN=$(BIN) RETINUE_DEB=$$(ls -t $(CURDIR)/dist/retinue_$(VERSION)_*.deb | head -n 1) $(RUN_TESTS) -count=1 -timeout 20m
 
 .PHONY: chaos
 chaos: build plugins ## daemons killed and upgraded under load, with tables of what clients saw
