@@ -62,7 +62,7 @@ type stamp struct {
 
 // New makes an empty table.
 func New(log *slog.Logger) *Table {
-	r := &resolver{resolvConf: "/etc/resolv.conf", hosts: "/etc/hosts"}
+	r := newResolver()
 	return &Table{log: log, look: r.look, now: time.Now, tasks: map[string]*task{}, changed: make(chan struct{})}
 }
 

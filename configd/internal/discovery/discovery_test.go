@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -160,7 +161,7 @@ func TestLookup(t *testing.T) {
 	if err := os.WriteFile(conf, []byte("search internal\nnameserver 192.0.2.1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := &resolver{resolvConf: conf, hosts: hosts}
+	r := &resolver{resolvConf: conf, hosts: hosts, routed: func(netip.Addr) bool { return true }}
 	for _, c := range []struct {
 		host, record string
 		resolvers    []string
@@ -192,6 +193,30 @@ func TestLookup(t *testing.T) {
 		if err != nil || strings.Join(texts(got), " ") != c.want || ttl != c.ttl {
 			t.Errorf("%s %s: %v for %v, %v; want %s for %v", c.host, c.record, texts(got), ttl, err, c.want, c.ttl)
 		}
+	}
+}
+
+// TestUsable: a family without a way out of the machine is left out where the other one has one, and only there.
+func TestUsable(t *testing.T) {
+	four, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for _, c := range []struct {
+		name      string
+		all, want []netip.Addr
+		routed    []netip.Addr
+	}{
+		{"both have one", []netip.Addr{four, six}, []netip.Addr{four, six}, []netip.Addr{four, six}},
+		{"no IPv6", []netip.Addr{four, six}, []netip.Addr{four}, []netip.Addr{four}},
+		{"no IPv4", []netip.Addr{four, six}, []netip.Addr{six}, []netip.Addr{six}},
+		{"neither has one", []netip.Addr{four, six}, []netip.Addr{four, six}, nil},
+		{"there is no other", []netip.Addr{six}, []netip.Addr{six}, nil},
+	} {
+		r := &resolver{routed: func(a netip.Addr) bool { return slices.Contains(c.routed, a) }}
+		if got := r.usable(c.all); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+	if !hasRoute(netip.MustParseAddr("127.0.0.1")) {
+		t.Error("the loopback address has no route")
 	}
 }
 

@@ -34,6 +34,49 @@ var errNothing = errors.New("the name has no such records")
 // resolver looks names up. It asks name servers itself, since the standard library does not tell how long an answer holds.
 type resolver struct {
 	resolvConf, hosts string // files of the system
+
+	// routed tells whether packets to an address have a way out of this machine.
+	routed func(netip.Addr) bool
+}
+
+// newResolver asks the system.
+func newResolver() *resolver {
+	return &resolver{resolvConf: "/etc/resolv.conf", hosts: "/etc/hosts", routed: hasRoute}
+}
+
+// hasRoute connects a datagram socket, which looks the route up and sends nothing.
+func hasRoute(a netip.Addr) bool {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 9)))
+	if err == nil {
+		_ = c.Close()
+	}
+	return err == nil
+}
+
+// usable leaves those of the other family out where one family has no way out of this machine: half of the requests to a name with both
+// would fail on a machine without IPv6 (RFC 6724 section 5, rule 1). Where nothing has a way all stay: a route may be on its way.
+func (r *resolver) usable(all []netip.Addr) []netip.Addr {
+	four, six := 0, 0
+	for _, a := range all {
+		if a.Is4() {
+			four++
+		} else {
+			six++
+		}
+	}
+	if four == 0 || six == 0 {
+		return all
+	}
+	out := make([]netip.Addr, 0, len(all))
+	for _, a := range all {
+		if r.routed(a) {
+			out = append(out, a)
+		}
+	}
+	if len(out) == 0 {
+		return all
+	}
+	return out
 }
 
 // lookup finds the endpoints of a DNS discovery and how long they hold, before floor and ceiling.
@@ -98,7 +141,7 @@ func (r *resolver) addresses(ctx context.Context, d *configv1.DnsDiscovery, host
 			}
 		}
 		if len(out) > 0 {
-			return out, 0, nil // the file may change: the floor says when to look again
+			return r.usable(out), 0, nil // the file may change: the floor says when to look again
 		}
 	}
 	ttl := time.Duration(1<<63 - 1)
@@ -129,7 +172,7 @@ func (r *resolver) addresses(ctx context.Context, d *configv1.DnsDiscovery, host
 	case len(out) > maxEndpoints:
 		return nil, 0, fmt.Errorf("more than %d addresses", maxEndpoints)
 	}
-	return out, ttl, nil
+	return r.usable(out), ttl, nil
 }
 
 // answer is what one question brought.

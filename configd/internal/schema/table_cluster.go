@@ -112,7 +112,7 @@ func discoveryBlock() *Block {
 				Example: `discovery "dns" { name = "api.internal:8443" }`,
 				Attrs: []Attr{
 					{Name: "name", Kind: String, Required: true, MaxLen: 260, Doc: "\"HOST:PORT\"; with `record = \"srv\"` the name alone, \"_http._tcp.api.internal\"."},
-					{Name: "record", Kind: String, Default: "any", Choices: []string{"any", "a", "aaaa", "srv"}, Doc: "what is asked for; any is A and AAAA."},
+					{Name: "record", Kind: String, Default: "any", Choices: []string{"any", "a", "aaaa", "srv"}, Doc: "what is asked for; any is A and AAAA, without those of a family that has no route from here while the other one has."},
 					{Name: "min_ttl", Kind: Duration, Default: "5s", Min: second, Max: day, Doc: "shortest time between two look-ups; also the pause after a failed one."},
 					{Name: "max_ttl", Kind: Duration, Default: "5m", Min: second, Max: day, Doc: "longest time between two look-ups."},
 					{Name: "timeout", Kind: Duration, Default: "5s", Min: 100, Max: minute, Doc: "one look-up."},
