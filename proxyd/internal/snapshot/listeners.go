@@ -350,3 +350,16 @@ func (r *build) filter(name string) (*filter.Filter, error) {
 	}
 	return p.filter, nil
 }
+
+// keepFilters keeps the filters of listeners that stayed as they were, which nobody has asked for.
+func (r *build) keepFilters() {
+	for _, o := range r.next.Objects {
+		if o.GetFilter() == nil {
+			continue
+		}
+		key := "filter\x00" + o.GetName()
+		if p := r.previous.parts[key]; r.next.parts[key] == nil && p != nil && p.key == string(o.GetHash()) {
+			r.next.parts[key] = p
+		}
+	}
+}

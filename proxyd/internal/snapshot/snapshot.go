@@ -135,6 +135,7 @@ func (b *Builder) Build(ctx context.Context, previous *Snapshot, id string, obje
 	}
 	r.buildClusters()
 	r.buildListeners()
+	r.keepFilters()
 	if len(r.refusals) > 0 {
 		return nil, r.refusals
 	}

@@ -35,6 +35,8 @@ func object(kind, name string, body proto.Message) *configv1.Object {
 		o.Body = &configv1.Object_Http{Http: b}
 	case *configv1.Cluster:
 		o.Body = &configv1.Object_Cluster{Cluster: b}
+	case *configv1.Filter:
+		o.Body = &configv1.Object_Filter{Filter: b}
 	case *configv1.AccessLog:
 		o.Body = &configv1.Object_AccessLog{AccessLog: b}
 	}
