@@ -76,6 +76,46 @@ listener "NAME" {
 	})
 }
 
+// TestHeaderCase: peers that compare the names of headers letter by letter get the letters that they want, both ways.
+func TestHeaderCase(t *testing.T) {
+	st := newStage(t, `
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    header_case = ["x-LEGACY", "CONTENT-LENGTH", "X-Sum"]
+    virtual_host "all" {
+      domains = ["*"]
+      route "/*" { cluster = cluster.app }
+    }
+  }
+}
+cluster "app" {
+  endpoints   = ["APP"]
+  header_case = ["SOAPAction", "X-API-KEY", "HOST"]
+}
+`)
+	saw := make(chan string, 1)
+	st.scripts.set("/", func(c *upstreamConn) bool {
+		saw <- c.raw.String()
+		c.says("HTTP/1.1 200 OK\r\nx-legacy: SOAPAction\r\ncontent-length: 0\r\n\r\n")
+		return true
+	})
+	c := dial(t, st.Address("web"))
+	write(t, c, "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nsoapaction: x-legacy\r\nX-aPI-Key: k\r\nx-other: o\r\n\r\n")
+	answer, _ := untilEnd(c)
+	seen := <-saw
+	for _, want := range []string{"HOST: a\r\n", "SOAPAction: x-legacy\r\n", "X-API-KEY: k\r\n", "X-Other: o\r\n"} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("the upstream received %q without %q", seen, want)
+		}
+	}
+	for _, want := range []string{"x-LEGACY: SOAPAction\r\n", "CONTENT-LENGTH: 0\r\n"} {
+		if !strings.Contains(answer, want) {
+			t.Errorf("the client received %q without %q", answer, want)
+		}
+	}
+}
+
 // TestRouteActions has a row for each thing that a route may do.
 func TestRouteActions(t *testing.T) {
 	st := newStage(t, `

@@ -45,6 +45,33 @@ func (c *compiler) headerName(v schema.Value) (string, bool) {
 	return name, true
 }
 
+// headerCase checks spellings of header names. Names that frame a message may be spelled like any other.
+func (c *compiler) headerCase(list []schema.Value) (out []string) {
+	seen := map[string]string{}
+	for _, v := range list {
+		name, _ := v.V.(string)
+		lower := strings.ToLower(name)
+		valid := name != "" && len(name) <= maxHeaderCase
+		for i := range len(name) {
+			valid = valid && tokenChar(name[i])
+		}
+		other, twice := seen[lower]
+		switch {
+		case !valid:
+			c.diags.Report(diag.InvalidHeader, v.Range, "Invalid header name", "%q is not a header name: up to %d letters, digits and !#$%%&'*+-.^_`|~.", name, maxHeaderCase)
+		case twice:
+			c.diags.Report(diag.InvalidHeader, v.Range, "Header spelled twice", "%s and %s are the same header; name it once.", other, name)
+		default:
+			seen[lower] = name
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// maxHeaderCase is the longest name whose spelling can be told; proxyd finds it by a table of that width.
+const maxHeaderCase = 64
+
 func tokenChar(b byte) bool {
 	return (b >= 'a' && b <= 'z') || (b >= 'A' && b <= 'Z') || (b >= '0' && b <= '9') || strings.IndexByte("!#$%&'*+-.^_`|~", b) >= 0
 }

@@ -59,6 +59,7 @@ func (c *compiler) httpSettings(name string, n *schema.Node) *configv1.Http {
 			c.plainValue(n.Get(a))
 		}
 	}
+	h.HeaderCase = c.headerCase(n.List("header_case"))
 	for _, v := range n.List("upgrades") {
 		u, _ := v.V.(string)
 		valid := u != ""

@@ -32,6 +32,7 @@ func clusterBlock() *Block {
 			{Name: "idle_timeout", Kind: Duration, Default: "1h", Min: 1, Max: 30 * day, ZeroOff: true, Doc: "pooled connection without requests; \"0\" is off."},
 			{Name: "max_requests_per_connection", Kind: Int, Max: maxInt32, DefaultDoc: "no limit", Doc: "a connection is closed after so many."},
 			{Name: "proxy_protocol", Kind: String, Choices: []string{"v1", "v2"}, DefaultDoc: "none", Doc: "version of the PROXY header that connections begin with. Those of `tcp` tell the client; pooled ones of `http` belong to no client and say so."},
+			headerCaseAttr("requests to HTTP/1 endpoints that compare names letter by letter"),
 			{Name: "buffer_limit", Kind: Size, Default: "1MiB", Min: 4 << 10, Max: 1 << 30, Doc: "bytes buffered for one connection each way (soft)."},
 		},
 		Blocks: []Nested{

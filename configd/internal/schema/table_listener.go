@@ -53,6 +53,7 @@ func httpBlock() *Block {
 			{Name: "client_cert_details", Kind: Strings, MaxLen: 5, DefaultDoc: "the hash alone", Doc: "what that header says of a certificate besides its hash and who says so (By, the URIs of the listener's certificate): subject, uri, dns, cert, chain."},
 			{Name: "via", Kind: String, MaxLen: 128, DefaultDoc: "no header", Doc: "name for the Via header."},
 			{Name: "server_name", Kind: String, MaxLen: 128, DefaultDoc: "\"retinue\"", Doc: "Server header of answers made by the proxy itself."},
+			headerCaseAttr("answers to HTTP/1 clients that compare names letter by letter"),
 			{
 				Name: "half_close", Kind: Bool, Default: true,
 				Doc: "an HTTP/1 client that ends its half of the connection behind its request still gets the answer; false: it is taken for gone and the request is given up, as Envoy and nginx do. Tunnels keep their halves either way.",
@@ -69,6 +70,14 @@ func httpBlock() *Block {
 			{Block: headersBlock()},
 			{Block: httpTracingBlock()},
 		},
+	}
+}
+
+// headerCaseAttr is for peers that take the names of headers for something that has a case.
+func headerCaseAttr(of string) Attr {
+	return Attr{
+		Name: "header_case", Kind: Strings, MaxLen: 64, DefaultDoc: "canonical, `X-Api-Key`",
+		Doc: "spelling of these headers in " + of + ": [\"SOAPAction\", \"X-API-KEY\"]. HTTP/2 has lower case alone.",
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"retinue.dev/proxyd/internal/http1"
 	"retinue.dev/proxyd/internal/http2"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -31,8 +32,9 @@ type Cluster struct {
 	Handle         Handle
 	Rule           *Rule
 	ConnectTimeout time.Duration
-	IdleTimeout    time.Duration // 0: pooled connections stay
-	MaxRequests    uint32        // on one connection; 0: no limit
+	IdleTimeout    time.Duration     // 0: pooled connections stay
+	MaxRequests    uint32            // on one connection; 0: no limit
+	HeaderCase     *http1.HeaderCase // nil: canonical names towards HTTP/1
 	BufferLimit    int
 	Breaker        Breaker
 	Hosts          *HostSet
@@ -64,6 +66,7 @@ func Build(c *configv1.Cluster, handle Handle, previous *Cluster) (*Cluster, err
 		MaxRequests:    c.GetMaxRequestsPerConnection(),
 		BufferLimit:    int(c.GetPerConnectionBufferLimitBytes()),
 		Discovered:     c.GetDiscovered(),
+		HeaderCase:     http1.NewHeaderCase(c.GetHeaderCase()),
 		Breaker: Breaker{
 			MaxConnections: limit(c.GetCircuitBreaker().GetMaxConnections(), defaultMaxConnections),
 			MaxPending:     optional(c.GetCircuitBreaker(), func(b *configv1.CircuitBreaker) *uint32 { return b.MaxPendingRequests }, defaultMaxPending),

@@ -44,7 +44,8 @@ type Config struct {
 	KeepaliveInterval int64 // between two PING
 	KeepaliveTimeout  int64 // for the answer
 
-	NoHalfClose      bool // FIN under a request of HTTP/1 gives it up
+	HeaderCase       *http1.HeaderCase // nil: canonical names towards HTTP/1
+	NoHalfClose      bool              // FIN under a request of HTTP/1 gives it up
 	UseRemoteAddress bool
 	TrustedHops      int
 	// Internal is the networks of clients whose x-envoy-* headers hold.
@@ -106,6 +107,7 @@ func NewConfig(h *configv1.Http, o Options) (*Config, error) {
 		},
 		MaxRequests:       l.GetMaxRequestsPerConnection(),
 		NoHalfClose:       h.GetNoHalfClose(),
+		HeaderCase:        http1.NewHeaderCase(h.GetHeaderCase()),
 		UseRemoteAddress:  h.GetUseRemoteAddress(),
 		TrustedHops:       int(h.GetXffNumTrustedHops()),
 		GenerateRequestID: h.GetGenerateRequestId(),

@@ -19,6 +19,7 @@ func (h *h1) EncodeInterim(r *header.Response) {
 	}
 	shared := h.filter.Shared
 	shared.head = http1.AppendResponseHead(shared.head[:0], r, http1.ResponseOptions{Framing: http1.None})
+	h.filter.Config.HeaderCase.Apply(shared.head)
 	h.conn.Write(shared.head)
 }
 
@@ -59,6 +60,7 @@ func (h *h1) EncodeHeaders(r *header.Response, end bool) {
 	}
 	h.framing, h.remaining = o.Framing, o.Length
 	shared.head = http1.AppendResponseHead(shared.head[:0], r, o)
+	h.filter.Config.HeaderCase.Apply(shared.head)
 	h.conn.Write(shared.head)
 	h.bodyEnded = end
 	if o.Framing == http1.Tunnel {
@@ -179,6 +181,7 @@ func (h *h1) EncodeTrailers(t *header.Block) {
 	}
 	shared := h.filter.Shared
 	shared.head = http1.AppendLastChunk(shared.head[:0], t)
+	h.filter.Config.HeaderCase.Apply(shared.head)
 	h.conn.Write(shared.head)
 	h.bodyEnded = true
 }

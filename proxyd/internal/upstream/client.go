@@ -199,6 +199,7 @@ func (c *client) EncodeHeaders(h *header.Request, end bool) {
 	}
 	m := c.host.pool.manager
 	m.head = http1.AppendRequestHead(m.head[:0], h, o)
+	c.host.pool.config.HeaderCase.Apply(m.head)
 	c.requestDone = end && !c.upgrade
 	c.transport.Write(m.head)
 	if cap(m.head) > maxKeptHead {
@@ -263,6 +264,7 @@ func (c *client) endRequest(trailers *header.Block) {
 	case c.chunked:
 		m := c.host.pool.manager
 		m.head = http1.AppendLastChunk(m.head[:0], trailers)
+		c.host.pool.config.HeaderCase.Apply(m.head)
 		c.transport.Write(m.head)
 	}
 }

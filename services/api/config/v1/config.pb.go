@@ -2992,6 +2992,7 @@ type Http struct {
 	Filters           []*FilterUse `protobuf:"bytes,60,rep,name=filters,proto3" json:"filters,omitempty"`                                // of requests that no virtual host takes
 	Tracing           *HttpTracing `protobuf:"bytes,80,opt,name=tracing,proto3" json:"tracing,omitempty"`                                // unset: trace context passes as it came and nothing is recorded
 	NoHalfClose       bool         `protobuf:"varint,130,opt,name=no_half_close,json=noHalfClose,proto3" json:"no_half_close,omitempty"` // FIN of an HTTP/1 client while its request is under way is the end of both
+	HeaderCase        []string     `protobuf:"bytes,131,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`       // spellings of header names towards HTTP/1 clients, instead of the canonical ones
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -3192,6 +3193,13 @@ func (x *Http) GetNoHalfClose() bool {
 		return x.NoHalfClose
 	}
 	return false
+}
+
+func (x *Http) GetHeaderCase() []string {
+	if x != nil {
+		return x.HeaderCase
+	}
+	return nil
 }
 
 // HttpTracing makes every request a span of a trace. Names and defaults of the sampling are Envoy's; shares are of a million.
@@ -5429,6 +5437,7 @@ type Cluster struct {
 	Localities                    []*LocalityWeight      `protobuf:"bytes,45,rep,name=localities,proto3" json:"localities,omitempty"`                                                                                   // any: localities are weighted; one without an entry has the weight 1
 	SlowStart                     *SlowStart             `protobuf:"bytes,46,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`                                                                    // unset: a host takes its whole share at once
 	Subsets                       []*SubsetSelector      `protobuf:"bytes,47,rep,name=subsets,proto3" json:"subsets,omitempty"`
+	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"` // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -5627,6 +5636,13 @@ func (x *Cluster) GetSlowStart() *SlowStart {
 func (x *Cluster) GetSubsets() []*SubsetSelector {
 	if x != nil {
 		return x.Subsets
+	}
+	return nil
+}
+
+func (x *Cluster) GetHeaderCase() []string {
+	if x != nil {
+		return x.HeaderCase
 	}
 	return nil
 }
@@ -10845,7 +10861,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06weight\x18\x02 \x01(\rR\x06weight\x12E\n" +
 	"\x0frequest_headers\x18\x03 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0erequestHeaders\x12G\n" +
 	"\x10response_headers\x18\x04 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0fresponseHeaders\x123\n" +
-	"\x06subset\x18( \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\"\x88\t\n" +
+	"\x06subset\x18( \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\"\xaa\t\n" +
 	"\x04Http\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vstat_prefix\x18\x02 \x01(\tR\n" +
@@ -10874,7 +10890,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x05http2\x18\x14 \x01(\v2\x18.retinue.config.v1.Http2R\x05http2\x126\n" +
 	"\afilters\x18< \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\x128\n" +
 	"\atracing\x18P \x01(\v2\x1e.retinue.config.v1.HttpTracingR\atracing\x12#\n" +
-	"\rno_half_close\x18\x82\x01 \x01(\bR\vnoHalfClose\"\xc4\x03\n" +
+	"\rno_half_close\x18\x82\x01 \x01(\bR\vnoHalfClose\x12 \n" +
+	"\vheader_case\x18\x83\x01 \x03(\tR\n" +
+	"headerCase\"\xc4\x03\n" +
 	"\vHttpTracing\x12'\n" +
 	"\x0frandom_sampling\x18\x01 \x01(\rR\x0erandomSampling\x12'\n" +
 	"\x0fclient_sampling\x18\x02 \x01(\rR\x0eclientSampling\x12)\n" +
@@ -11073,7 +11091,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06absent\x18\x04 \x03(\v2\x19.retinue.config.v1.HeaderR\x06absent\"2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xbe\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xdf\n" +
 	"\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
@@ -11105,7 +11123,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"localities\x12;\n" +
 	"\n" +
 	"slow_start\x18. \x01(\v2\x1c.retinue.config.v1.SlowStartR\tslowStart\x12;\n" +
-	"\asubsets\x18/ \x03(\v2!.retinue.config.v1.SubsetSelectorR\asubsetsB\x1a\n" +
+	"\asubsets\x18/ \x03(\v2!.retinue.config.v1.SubsetSelectorR\asubsets\x12\x1f\n" +
+	"\vheader_case\x180 \x03(\tR\n" +
+	"headerCaseB\x1a\n" +
 	"\x18_panic_threshold_percent\"@\n" +
 	"\bRingHash\x12\x19\n" +
 	"\bmin_size\x18\x01 \x01(\x04R\aminSize\x12\x19\n" +
