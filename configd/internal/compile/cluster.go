@@ -55,6 +55,7 @@ func (c *compiler) clusterSettings(name string, n *schema.Node) *configv1.Cluste
 	}
 	cl.HeaderCase = c.headerCase(n.List("header_case"))
 	c.balance(cl, n)
+	c.http1[name] = cl.GetProtocol() == "http1" || cl.GetProtocol() == "auto" && cl.GetTls() == nil
 	return cl
 }
 

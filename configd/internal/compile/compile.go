@@ -87,6 +87,7 @@ func compile(files *syntax.Files, diags *diag.List, in eval.Inputs, schemas Sche
 		addresses: map[string]hcl.Range{},
 		logPaths:  map[string]hcl.Range{},
 		selectors: map[string][]string{},
+		http1:     map[string]bool{},
 	}
 	r := &Result{Diags: diags, Sources: files.Sources, files: files}
 	unreadable := diags.HasErrors()
@@ -116,6 +117,7 @@ type compiler struct {
 	addresses map[string]hcl.Range
 	logPaths  map[string]hcl.Range
 	selectors map[string][]string // of clusters: the keys of their subsets, joined
+	http1     map[string]bool     // clusters that speak nothing else
 	traces    *schema.Node        // the block that says where spans go; nil: nowhere
 	objects   int
 }

@@ -20,6 +20,8 @@ var filterKinds = map[string]func(c *compiler, n *schema.Node, f *configv1.Filte
 	"cors":       (*compiler).corsFilter,
 	"fault":      (*compiler).faultFilter,
 
+	"global_rate_limit": (*compiler).globalRateLimitFilter,
+
 	"basic_auth":   (*compiler).basicAuthFilter,
 	"body_limit":   (*compiler).bodyLimitFilter,
 	"buffer":       (*compiler).bufferFilter,

@@ -10,8 +10,12 @@ import (
 )
 
 func (c *compiler) extAuthzFilter(n *schema.Node, f *configv1.Filter) {
+	service := c.ref
+	if n.Str("api") == "grpc" {
+		service = c.grpcService
+	}
 	r := &configv1.ExtAuthzFilter{
-		Cluster: c.ref(n.Get("cluster")), Grpc: n.Str("api") == "grpc", PathPrefix: n.Str("path_prefix"), TimeoutMs: n.Int("timeout"),
+		Cluster: service(n.Get("cluster")), Grpc: n.Str("api") == "grpc", PathPrefix: n.Str("path_prefix"), TimeoutMs: n.Int("timeout"),
 		FailureModeAllow: n.Bool("failure_mode_allow"), FailureModeAllowHeaderAdd: n.Bool("failure_mode_allow_header_add"),
 		StatusOnError:                 uint32(n.Int("status_on_error")),
 		AllowedHeaders:                c.namePatterns(n.List("allowed_headers")),

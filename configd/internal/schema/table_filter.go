@@ -27,6 +27,7 @@ listener "web" {
 			ipFilterBlock(),
 			rbacFilterBlock(),
 			rateLimitFilterBlock(),
+			globalRateLimitFilterBlock(),
 			corsFilterBlock(),
 			faultFilterBlock(),
 			basicAuthFilterBlock(),

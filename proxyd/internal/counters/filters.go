@@ -91,6 +91,17 @@ const (
 	DecompressCells
 )
 
+// Cells of a global_rate_limit filter.
+const (
+	GlobalRateLimitOK = iota
+	GlobalRateLimitOverLimit
+	GlobalRateLimitEnforced
+	GlobalRateLimitError
+	GlobalRateLimitTimeout
+	GlobalRateLimitFailureModeAllowed
+	GlobalRateLimitCells
+)
+
 // filters are the schemas of the built-in filters, the last of Schemas.
 var filters = []*statsv1.Schema{
 	schema("rate_limit",
@@ -151,4 +162,11 @@ var filters = []*statsv1.Schema{
 		field(counter, "errors", "bodies refused: malformed or too large"),
 		in("bytes", field(counter, "total_compressed_bytes", "bytes that went into decoders")),
 		in("bytes", field(counter, "total_uncompressed_bytes", "bytes that came out"))),
+	schema("global_rate_limit",
+		field(counter, "ok", "requests within their limits"),
+		field(counter, "over_limit", "requests over a limit, refused or not"),
+		field(counter, "enforced", "those of them that were refused"),
+		field(counter, "error", "requests that the service did not decide about"),
+		field(counter, "timeout", "those of them that it did not answer in time"),
+		field(counter, "failure_mode_allowed", "those of them that passed all the same")),
 }

@@ -252,6 +252,8 @@ type (
 	Compress    [CompressCells]uint64
 	ExtAuthz    [ExtAuthzCells]uint64
 	Decompress  [DecompressCells]uint64
+
+	GlobalRateLimit [GlobalRateLimitCells]uint64
 )
 
 // HTTP2 is the cells of its HTTP/2 sessions.
@@ -376,6 +378,7 @@ const (
 	schemaCompress
 	schemaExtAuthz
 	schemaDecompress
+	schemaGlobalRateLimit
 )
 
 // Schemas is every series that proxyd counts, in the order of the cells.

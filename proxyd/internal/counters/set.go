@@ -176,6 +176,11 @@ func (s *Set) ExtAuthz(ctx context.Context, names []string) [][]*ExtAuthz {
 	return handles[ExtAuthz](s, ctx, schemaExtAuthz, "filter", names)
 }
 
+// GlobalRateLimits returns the cells of global_rate_limit filters by name.
+func (s *Set) GlobalRateLimits(ctx context.Context, names []string) [][]*GlobalRateLimit {
+	return handles[GlobalRateLimit](s, ctx, schemaGlobalRateLimit, "filter", names)
+}
+
 // Decompressors returns the cells of decompress filters by name.
 func (s *Set) Decompressors(ctx context.Context, names []string) [][]*Decompress {
 	return handles[Decompress](s, ctx, schemaDecompress, "filter", names)

@@ -118,6 +118,20 @@ func (r *Router) RouteFilters(s *stream.Stream) []stream.Factory {
 	return r.routes.unhosted
 }
 
+// Destination implements stream.Router. What it draws holds.
+func (r *Router) Destination(s *stream.Stream) string {
+	if s.PathDecoded {
+		return ""
+	}
+	if a := r.match(s); a == nil || a.kind != forward {
+		return ""
+	}
+	if r.target == nil {
+		r.target = r.pick(s)
+	}
+	return r.target.name
+}
+
 // DecodeHeaders implements stream.Terminal.
 func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
 	if s.PathDecoded {
@@ -139,7 +153,9 @@ func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
 		r.reply(s, a.status, a.body, a.contentType, stream.DetailDirectResponse)
 		return
 	}
-	r.target = r.pick(s)
+	if r.target == nil {
+		r.target = r.pick(s)
+	}
 	s.ClusterName = r.target.name
 	if a.idle >= 0 {
 		s.SetIdleTimeout(a.idle)

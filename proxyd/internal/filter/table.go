@@ -18,6 +18,7 @@ import (
 	"retinue.dev/proxyd/internal/filter/decompress"
 	"retinue.dev/proxyd/internal/filter/extauthz"
 	"retinue.dev/proxyd/internal/filter/fault"
+	"retinue.dev/proxyd/internal/filter/globalratelimit"
 	"retinue.dev/proxyd/internal/filter/healthcheck"
 	"retinue.dev/proxyd/internal/filter/ipfilter"
 	"retinue.dev/proxyd/internal/filter/ratelimit"
@@ -106,6 +107,11 @@ func Build(f *configv1.Filter, env *Env) (*Filter, error) {
 		built, err := extauthz.New(k.ExtAuthz, &extauthz.Needs{
 			Workers: env.Workers, Cells: env.Stats.ExtAuthz(env.Context, names)[0], Pools: env.Pools, Cluster: env.Cluster,
 			Value: func(format string) (extauthz.Value, error) { return env.Format(format) },
+		})
+		return &Filter{HTTP: built}, err
+	case *configv1.Filter_GlobalRateLimit:
+		built, err := globalratelimit.New(k.GlobalRateLimit, &globalratelimit.Needs{
+			Workers: env.Workers, Cells: env.Stats.GlobalRateLimits(env.Context, names)[0], Pools: env.Pools, Cluster: env.Cluster,
 		})
 		return &Filter{HTTP: built}, err
 	case *configv1.Filter_Decompress:

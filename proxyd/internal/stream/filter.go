@@ -48,8 +48,12 @@ type Factory interface {
 }
 
 // Router is a terminal that knows the request's route before the filters do: the route has filters of its own, which come
-// after the manager's. It is asked once, before the first filter, where Config.Routed says so.
-type Router interface{ RouteFilters(s *Stream) []Factory }
+// after the manager's. RouteFilters is asked once, before the first filter, where Config.Routed says so. Destination is
+// Stream.Destination.
+type Router interface {
+	RouteFilters(s *Stream) []Factory
+	Destination(s *Stream) string
+}
 
 // PassThrough answers Continue to everything. Filters embed it and write the callbacks that they need.
 type PassThrough struct{}

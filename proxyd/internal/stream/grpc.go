@@ -56,14 +56,17 @@ func (s *Stream) grpcStatus(status int) int {
 // mostGRPCMessage bounds how much of a body becomes a grpc-message.
 const mostGRPCMessage = 512
 
-// grpcReply makes the local reply one that a client of gRPC understands: trailers only, in the head.
+// grpcReply makes the local reply one that a client of gRPC understands: trailers only, in the head. A grpc-status that the reply
+// has already stays.
 func (s *Stream) grpcReply(body []byte) {
 	h := &s.local
 	code := s.grpcStatus(h.Status)
 	h.Status = 200
 	h.SetString(header.ContentType, "", "application/grpc")
-	var digits [4]byte
-	h.Set(header.GrpcStatus, nil, strconv.AppendInt(digits[:0], int64(code), 10))
+	if !h.Has(header.GrpcStatus) {
+		var digits [4]byte
+		h.Set(header.GrpcStatus, nil, strconv.AppendInt(digits[:0], int64(code), 10))
+	}
 	body = bytes.TrimRight(body[:min(len(body), mostGRPCMessage)], "\r\n")
 	if len(body) > 0 {
 		var room [3 * mostGRPCMessage]byte

@@ -162,6 +162,15 @@ func (s *Stream) addRouteFilters() {
 	}
 }
 
+// Destination is the cluster that the request will be sent to, whatever filters still do to it; "" where its route answers it, or
+// it has none.
+func (s *Stream) Destination() string {
+	if r, ok := s.terminal.(Router); ok {
+		return r.Destination(s)
+	}
+	return ""
+}
+
 // Finished tells that the stream has ended; the codec may take its memory back once its own callbacks have returned.
 func (s *Stream) Finished() bool { return s.finished }
 

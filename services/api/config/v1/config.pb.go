@@ -550,7 +550,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101, 0}
 }
 
 type WatchRequest struct {
@@ -7092,6 +7092,7 @@ type Filter struct {
 	//	*Filter_Compress
 	//	*Filter_Decompress
 	//	*Filter_ExtAuthz
+	//	*Filter_GlobalRateLimit
 	Kind          isFilter_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7265,6 +7266,15 @@ func (x *Filter) GetExtAuthz() *ExtAuthzFilter {
 	return nil
 }
 
+func (x *Filter) GetGlobalRateLimit() *GlobalRateLimitFilter {
+	if x != nil {
+		if x, ok := x.Kind.(*Filter_GlobalRateLimit); ok {
+			return x.GlobalRateLimit
+		}
+	}
+	return nil
+}
+
 type isFilter_Kind interface {
 	isFilter_Kind()
 }
@@ -7321,6 +7331,10 @@ type Filter_ExtAuthz struct {
 	ExtAuthz *ExtAuthzFilter `protobuf:"bytes,80,opt,name=ext_authz,json=extAuthz,proto3,oneof"`
 }
 
+type Filter_GlobalRateLimit struct {
+	GlobalRateLimit *GlobalRateLimitFilter `protobuf:"bytes,82,opt,name=global_rate_limit,json=globalRateLimit,proto3,oneof"`
+}
+
 func (*Filter_Header) isFilter_Kind() {}
 
 func (*Filter_RateLimit) isFilter_Kind() {}
@@ -7346,6 +7360,8 @@ func (*Filter_Compress) isFilter_Kind() {}
 func (*Filter_Decompress) isFilter_Kind() {}
 
 func (*Filter_ExtAuthz) isFilter_Kind() {}
+
+func (*Filter_GlobalRateLimit) isFilter_Kind() {}
 
 // ExtAuthzFilter asks a service whether a request may pass (Envoy's ext_authz). Lists of headers hold texts, texts with one "*", and
 // "~" with a regular expression; names in lower case.
@@ -7529,6 +7545,469 @@ func (x *ExtAuthzFilter) GetCacheMaxEntries() uint32 {
 	return 0
 }
 
+// GlobalRateLimitFilter asks a service of envoy.service.ratelimit.v3 whether a request is over a limit (Envoy's ratelimit). Shares are
+// of a million.
+type GlobalRateLimitFilter struct {
+	state                          protoimpl.MessageState `protogen:"open.v1"`
+	Cluster                        string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Domain                         string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	TimeoutMs                      int64                  `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`                                                                      // default 20
+	FailureModeDeny                bool                   `protobuf:"varint,4,opt,name=failure_mode_deny,json=failureModeDeny,proto3" json:"failure_mode_deny,omitempty"`                                                  // what the service does not decide is refused
+	Status                         uint32                 `protobuf:"varint,5,opt,name=status,proto3" json:"status,omitempty"`                                                                                             // of refusals; default 429
+	StatusOnError                  uint32                 `protobuf:"varint,6,opt,name=status_on_error,json=statusOnError,proto3" json:"status_on_error,omitempty"`                                                        // of refusals for want of a decision; default 500
+	Headers                        bool                   `protobuf:"varint,7,opt,name=headers,proto3" json:"headers,omitempty"`                                                                                           // x-ratelimit-limit, -remaining, -reset on responses
+	RateLimitedAsResourceExhausted bool                   `protobuf:"varint,8,opt,name=rate_limited_as_resource_exhausted,json=rateLimitedAsResourceExhausted,proto3" json:"rate_limited_as_resource_exhausted,omitempty"` // grpc-status of refusals: 8 instead of 14
+	HitsAddend                     uint32                 `protobuf:"varint,9,opt,name=hits_addend,json=hitsAddend,proto3" json:"hits_addend,omitempty"`                                                                   // what a request counts; 0: 1
+	Enabled                        *uint32                `protobuf:"varint,10,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`                                                                                    // default all: requests that are asked about at all
+	Enforced                       *uint32                `protobuf:"varint,11,opt,name=enforced,proto3,oneof" json:"enforced,omitempty"`                                                                                  // default all: of those over the limit, which are refused
+	Descriptors                    []*RateLimitDescriptor `protobuf:"bytes,12,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
+	unknownFields                  protoimpl.UnknownFields
+	sizeCache                      protoimpl.SizeCache
+}
+
+func (x *GlobalRateLimitFilter) Reset() {
+	*x = GlobalRateLimitFilter{}
+	mi := &file_config_v1_config_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GlobalRateLimitFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GlobalRateLimitFilter) ProtoMessage() {}
+
+func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GlobalRateLimitFilter.ProtoReflect.Descriptor instead.
+func (*GlobalRateLimitFilter) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *GlobalRateLimitFilter) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *GlobalRateLimitFilter) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *GlobalRateLimitFilter) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *GlobalRateLimitFilter) GetFailureModeDeny() bool {
+	if x != nil {
+		return x.FailureModeDeny
+	}
+	return false
+}
+
+func (x *GlobalRateLimitFilter) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *GlobalRateLimitFilter) GetStatusOnError() uint32 {
+	if x != nil {
+		return x.StatusOnError
+	}
+	return 0
+}
+
+func (x *GlobalRateLimitFilter) GetHeaders() bool {
+	if x != nil {
+		return x.Headers
+	}
+	return false
+}
+
+func (x *GlobalRateLimitFilter) GetRateLimitedAsResourceExhausted() bool {
+	if x != nil {
+		return x.RateLimitedAsResourceExhausted
+	}
+	return false
+}
+
+func (x *GlobalRateLimitFilter) GetHitsAddend() uint32 {
+	if x != nil {
+		return x.HitsAddend
+	}
+	return 0
+}
+
+func (x *GlobalRateLimitFilter) GetEnabled() uint32 {
+	if x != nil && x.Enabled != nil {
+		return *x.Enabled
+	}
+	return 0
+}
+
+func (x *GlobalRateLimitFilter) GetEnforced() uint32 {
+	if x != nil && x.Enforced != nil {
+		return *x.Enforced
+	}
+	return 0
+}
+
+func (x *GlobalRateLimitFilter) GetDescriptors() []*RateLimitDescriptor {
+	if x != nil {
+		return x.Descriptors
+	}
+	return nil
+}
+
+// RateLimitDescriptor is what one limit is about. It is left out of a request's call where an action finds nothing.
+type RateLimitDescriptor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Actions       []*RateLimitAction     `protobuf:"bytes,1,rep,name=actions,proto3" json:"actions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimitDescriptor) Reset() {
+	*x = RateLimitDescriptor{}
+	mi := &file_config_v1_config_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimitDescriptor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimitDescriptor) ProtoMessage() {}
+
+func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimitDescriptor.ProtoReflect.Descriptor instead.
+func (*RateLimitDescriptor) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *RateLimitDescriptor) GetActions() []*RateLimitAction {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
+// RateLimitAction makes one entry of a descriptor.
+type RateLimitAction struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Key          string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	SkipIfAbsent bool                   `protobuf:"varint,2,opt,name=skip_if_absent,json=skipIfAbsent,proto3" json:"skip_if_absent,omitempty"` // the entry is left out, and not the descriptor
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*RateLimitAction_GenericKey
+	//	*RateLimitAction_RemoteAddress
+	//	*RateLimitAction_RequestHeader
+	//	*RateLimitAction_QueryParameter
+	//	*RateLimitAction_DestinationCluster
+	//	*RateLimitAction_Match
+	Kind          isRateLimitAction_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimitAction) Reset() {
+	*x = RateLimitAction{}
+	mi := &file_config_v1_config_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimitAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimitAction) ProtoMessage() {}
+
+func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimitAction.ProtoReflect.Descriptor instead.
+func (*RateLimitAction) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *RateLimitAction) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RateLimitAction) GetSkipIfAbsent() bool {
+	if x != nil {
+		return x.SkipIfAbsent
+	}
+	return false
+}
+
+func (x *RateLimitAction) GetKind() isRateLimitAction_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *RateLimitAction) GetGenericKey() string {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_GenericKey); ok {
+			return x.GenericKey
+		}
+	}
+	return ""
+}
+
+func (x *RateLimitAction) GetRemoteAddress() *AddressMask {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_RemoteAddress); ok {
+			return x.RemoteAddress
+		}
+	}
+	return nil
+}
+
+func (x *RateLimitAction) GetRequestHeader() string {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_RequestHeader); ok {
+			return x.RequestHeader
+		}
+	}
+	return ""
+}
+
+func (x *RateLimitAction) GetQueryParameter() string {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_QueryParameter); ok {
+			return x.QueryParameter
+		}
+	}
+	return ""
+}
+
+func (x *RateLimitAction) GetDestinationCluster() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_DestinationCluster); ok {
+			return x.DestinationCluster
+		}
+	}
+	return false
+}
+
+func (x *RateLimitAction) GetMatch() *RateLimitMatch {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_Match); ok {
+			return x.Match
+		}
+	}
+	return nil
+}
+
+type isRateLimitAction_Kind interface {
+	isRateLimitAction_Kind()
+}
+
+type RateLimitAction_GenericKey struct {
+	GenericKey string `protobuf:"bytes,10,opt,name=generic_key,json=genericKey,proto3,oneof"` // this value
+}
+
+type RateLimitAction_RemoteAddress struct {
+	RemoteAddress *AddressMask `protobuf:"bytes,11,opt,name=remote_address,json=remoteAddress,proto3,oneof"` // the client's
+}
+
+type RateLimitAction_RequestHeader struct {
+	RequestHeader string `protobuf:"bytes,12,opt,name=request_header,json=requestHeader,proto3,oneof"` // the first of this name, in lower case, or ":method" ":path" ":authority" ":scheme"
+}
+
+type RateLimitAction_QueryParameter struct {
+	QueryParameter string `protobuf:"bytes,13,opt,name=query_parameter,json=queryParameter,proto3,oneof"` // the first of this name, percent-decoded
+}
+
+type RateLimitAction_DestinationCluster struct {
+	DestinationCluster bool `protobuf:"varint,14,opt,name=destination_cluster,json=destinationCluster,proto3,oneof"` // its name
+}
+
+type RateLimitAction_Match struct {
+	Match *RateLimitMatch `protobuf:"bytes,15,opt,name=match,proto3,oneof"` // a value where conditions hold
+}
+
+func (*RateLimitAction_GenericKey) isRateLimitAction_Kind() {}
+
+func (*RateLimitAction_RemoteAddress) isRateLimitAction_Kind() {}
+
+func (*RateLimitAction_RequestHeader) isRateLimitAction_Kind() {}
+
+func (*RateLimitAction_QueryParameter) isRateLimitAction_Kind() {}
+
+func (*RateLimitAction_DestinationCluster) isRateLimitAction_Kind() {}
+
+func (*RateLimitAction_Match) isRateLimitAction_Kind() {}
+
+// AddressMask are the lengths of prefixes.
+type AddressMask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Whole         bool                   `protobuf:"varint,1,opt,name=whole,proto3" json:"whole,omitempty"` // the address itself, without a length
+	V4PrefixLen   uint32                 `protobuf:"varint,2,opt,name=v4_prefix_len,json=v4PrefixLen,proto3" json:"v4_prefix_len,omitempty"`
+	V6PrefixLen   uint32                 `protobuf:"varint,3,opt,name=v6_prefix_len,json=v6PrefixLen,proto3" json:"v6_prefix_len,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressMask) Reset() {
+	*x = AddressMask{}
+	mi := &file_config_v1_config_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressMask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressMask) ProtoMessage() {}
+
+func (x *AddressMask) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressMask.ProtoReflect.Descriptor instead.
+func (*AddressMask) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *AddressMask) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+func (x *AddressMask) GetV4PrefixLen() uint32 {
+	if x != nil {
+		return x.V4PrefixLen
+	}
+	return 0
+}
+
+func (x *AddressMask) GetV6PrefixLen() uint32 {
+	if x != nil {
+		return x.V6PrefixLen
+	}
+	return 0
+}
+
+type RateLimitMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Value         string                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	ExpectNoMatch bool                   `protobuf:"varint,2,opt,name=expect_no_match,json=expectNoMatch,proto3" json:"expect_no_match,omitempty"` // where they do not hold
+	Match         *RouteMatch            `protobuf:"bytes,3,opt,name=match,proto3" json:"match,omitempty"`                                         // no path
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimitMatch) Reset() {
+	*x = RateLimitMatch{}
+	mi := &file_config_v1_config_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimitMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimitMatch) ProtoMessage() {}
+
+func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimitMatch.ProtoReflect.Descriptor instead.
+func (*RateLimitMatch) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *RateLimitMatch) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *RateLimitMatch) GetExpectNoMatch() bool {
+	if x != nil {
+		return x.ExpectNoMatch
+	}
+	return false
+}
+
+func (x *RateLimitMatch) GetMatch() *RouteMatch {
+	if x != nil {
+		return x.Match
+	}
+	return nil
+}
+
 // HeaderFilter edits headers at its place among the filters (Envoy's header_mutation).
 type HeaderFilter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -7540,7 +8019,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7552,7 +8031,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7565,7 +8044,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -7600,7 +8079,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7612,7 +8091,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7625,7 +8104,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -7707,7 +8186,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7719,7 +8198,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7732,7 +8211,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -7800,7 +8279,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7812,7 +8291,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7825,7 +8304,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -7888,7 +8367,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7900,7 +8379,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7913,7 +8392,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -7940,7 +8419,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7952,7 +8431,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7965,7 +8444,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -7995,7 +8474,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8007,7 +8486,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8020,7 +8499,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -8063,7 +8542,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8075,7 +8554,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8088,7 +8567,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -8127,7 +8606,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8139,7 +8618,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8152,7 +8631,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -8209,7 +8688,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8221,7 +8700,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8234,7 +8713,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -8268,7 +8747,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8280,7 +8759,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8293,7 +8772,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -8314,7 +8793,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8326,7 +8805,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8339,7 +8818,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -8369,7 +8848,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8381,7 +8860,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8394,7 +8873,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -8438,7 +8917,7 @@ type HealthCheckFilter struct {
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8450,7 +8929,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8463,7 +8942,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -8504,7 +8983,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8516,7 +8995,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8529,7 +9008,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -8559,7 +9038,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8571,7 +9050,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8584,7 +9063,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -8630,7 +9109,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8642,7 +9121,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8655,7 +9134,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -8711,7 +9190,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8723,7 +9202,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8736,7 +9215,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Stats) GetListen() string {
@@ -8776,7 +9255,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8788,7 +9267,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8801,7 +9280,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -8868,7 +9347,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8880,7 +9359,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8893,7 +9372,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -8948,7 +9427,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8960,7 +9439,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8973,7 +9452,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -8999,7 +9478,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9011,7 +9490,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9024,7 +9503,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -9046,7 +9525,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9058,7 +9537,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9071,7 +9550,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -9114,7 +9593,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9126,7 +9605,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9139,7 +9618,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -9174,7 +9653,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9186,7 +9665,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9199,7 +9678,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -9232,7 +9711,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9244,7 +9723,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9257,7 +9736,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -9277,7 +9756,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9289,7 +9768,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9302,7 +9781,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -9328,7 +9807,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9340,7 +9819,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9353,7 +9832,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -9374,7 +9853,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9386,7 +9865,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9399,7 +9878,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -9438,7 +9917,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9450,7 +9929,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9463,7 +9942,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -9523,7 +10002,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9535,7 +10014,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9548,7 +10027,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 type ReloadReply struct {
@@ -9564,7 +10043,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9576,7 +10055,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9589,7 +10068,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -9635,7 +10114,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9647,7 +10126,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9660,7 +10139,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 type StatusReply struct {
@@ -9680,7 +10159,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9692,7 +10171,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9705,7 +10184,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -9784,7 +10263,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9796,7 +10275,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9809,7 +10288,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -9853,7 +10332,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9865,7 +10344,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9878,7 +10357,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -9930,7 +10409,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9942,7 +10421,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9955,7 +10434,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -10008,7 +10487,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10020,7 +10499,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10033,7 +10512,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 type HistoryReply struct {
@@ -10045,7 +10524,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10057,7 +10536,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10070,7 +10549,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -10093,7 +10572,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10105,7 +10584,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10118,7 +10597,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -10168,7 +10647,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10180,7 +10659,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10193,7 +10672,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -10224,7 +10703,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10236,7 +10715,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10249,7 +10728,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -10311,7 +10790,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10323,7 +10802,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10336,7 +10815,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -10405,7 +10884,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10417,7 +10896,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10430,7 +10909,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -10460,7 +10939,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10472,7 +10951,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10485,7 +10964,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -10534,7 +11013,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10546,7 +11025,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10559,7 +11038,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -10596,7 +11075,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10608,7 +11087,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10621,7 +11100,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -11244,7 +11723,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tFilterUse\x12\x16\n" +
 	"\x06plugin\x18\x01 \x01(\tR\x06plugin\x125\n" +
 	"\bon_error\x18\x02 \x01(\x0e2\x1a.retinue.config.v1.OnErrorR\aonError\x12\x16\n" +
-	"\x06filter\x18< \x01(\tR\x06filter\"\x82\a\n" +
+	"\x06filter\x18< \x01(\tR\x06filter\"\xda\a\n" +
 	"\x06Filter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x06source\x18\x02 \x01(\v2\x19.retinue.config.v1.SourceR\x06source\x129\n" +
@@ -11265,7 +11744,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"decompress\x18G \x01(\v2#.retinue.config.v1.DecompressFilterH\x00R\n" +
 	"decompress\x12@\n" +
-	"\text_authz\x18P \x01(\v2!.retinue.config.v1.ExtAuthzFilterH\x00R\bextAuthzB\x06\n" +
+	"\text_authz\x18P \x01(\v2!.retinue.config.v1.ExtAuthzFilterH\x00R\bextAuthz\x12V\n" +
+	"\x11global_rate_limit\x18R \x01(\v2(.retinue.config.v1.GlobalRateLimitFilterH\x00R\x0fglobalRateLimitB\x06\n" +
 	"\x04kind\"\xb5\x06\n" +
 	"\x0eExtAuthzFilter\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
@@ -11289,7 +11769,48 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tcache_key\x18\x10 \x03(\tR\bcacheKey\x12 \n" +
 	"\fcache_ttl_ms\x18\x11 \x01(\x03R\n" +
 	"cacheTtlMs\x12*\n" +
-	"\x11cache_max_entries\x18\x12 \x01(\rR\x0fcacheMaxEntries\"\x80\x01\n" +
+	"\x11cache_max_entries\x18\x12 \x01(\rR\x0fcacheMaxEntries\"\xfe\x03\n" +
+	"\x15GlobalRateLimitFilter\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x03 \x01(\x03R\ttimeoutMs\x12*\n" +
+	"\x11failure_mode_deny\x18\x04 \x01(\bR\x0ffailureModeDeny\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\rR\x06status\x12&\n" +
+	"\x0fstatus_on_error\x18\x06 \x01(\rR\rstatusOnError\x12\x18\n" +
+	"\aheaders\x18\a \x01(\bR\aheaders\x12J\n" +
+	"\"rate_limited_as_resource_exhausted\x18\b \x01(\bR\x1erateLimitedAsResourceExhausted\x12\x1f\n" +
+	"\vhits_addend\x18\t \x01(\rR\n" +
+	"hitsAddend\x12\x1d\n" +
+	"\aenabled\x18\n" +
+	" \x01(\rH\x00R\aenabled\x88\x01\x01\x12\x1f\n" +
+	"\benforced\x18\v \x01(\rH\x01R\benforced\x88\x01\x01\x12H\n" +
+	"\vdescriptors\x18\f \x03(\v2&.retinue.config.v1.RateLimitDescriptorR\vdescriptorsB\n" +
+	"\n" +
+	"\b_enabledB\v\n" +
+	"\t_enforced\"S\n" +
+	"\x13RateLimitDescriptor\x12<\n" +
+	"\aactions\x18\x01 \x03(\v2\".retinue.config.v1.RateLimitActionR\aactions\"\xff\x02\n" +
+	"\x0fRateLimitAction\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12$\n" +
+	"\x0eskip_if_absent\x18\x02 \x01(\bR\fskipIfAbsent\x12!\n" +
+	"\vgeneric_key\x18\n" +
+	" \x01(\tH\x00R\n" +
+	"genericKey\x12G\n" +
+	"\x0eremote_address\x18\v \x01(\v2\x1e.retinue.config.v1.AddressMaskH\x00R\rremoteAddress\x12'\n" +
+	"\x0erequest_header\x18\f \x01(\tH\x00R\rrequestHeader\x12)\n" +
+	"\x0fquery_parameter\x18\r \x01(\tH\x00R\x0equeryParameter\x121\n" +
+	"\x13destination_cluster\x18\x0e \x01(\bH\x00R\x12destinationCluster\x129\n" +
+	"\x05match\x18\x0f \x01(\v2!.retinue.config.v1.RateLimitMatchH\x00R\x05matchB\x06\n" +
+	"\x04kind\"k\n" +
+	"\vAddressMask\x12\x14\n" +
+	"\x05whole\x18\x01 \x01(\bR\x05whole\x12\"\n" +
+	"\rv4_prefix_len\x18\x02 \x01(\rR\vv4PrefixLen\x12\"\n" +
+	"\rv6_prefix_len\x18\x03 \x01(\rR\vv6PrefixLen\"\x83\x01\n" +
+	"\x0eRateLimitMatch\x12\x14\n" +
+	"\x05value\x18\x01 \x01(\tR\x05value\x12&\n" +
+	"\x0fexpect_no_match\x18\x02 \x01(\bR\rexpectNoMatch\x123\n" +
+	"\x05match\x18\x03 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\"\x80\x01\n" +
 	"\fHeaderFilter\x126\n" +
 	"\arequest\x18\x01 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\arequest\x128\n" +
 	"\bresponse\x18\x02 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\bresponse\"\x98\x02\n" +
@@ -11624,7 +12145,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 125)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -11714,64 +12235,69 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*FilterUse)(nil),             // 85: retinue.config.v1.FilterUse
 	(*Filter)(nil),                // 86: retinue.config.v1.Filter
 	(*ExtAuthzFilter)(nil),        // 87: retinue.config.v1.ExtAuthzFilter
-	(*HeaderFilter)(nil),          // 88: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 89: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 90: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 91: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 92: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 93: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 94: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 95: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 96: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 97: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 98: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 99: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 100: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 101: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 102: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 103: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 104: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 105: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 106: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 107: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 108: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 109: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 110: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 111: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 112: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 113: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 114: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 115: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 116: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 117: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 118: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 119: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 120: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 121: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 122: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 123: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 124: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 125: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 126: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 127: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 128: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 129: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 130: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 131: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 132: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 133: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 134: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 135: retinue.suite.v1.Hello
+	(*GlobalRateLimitFilter)(nil), // 88: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 89: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 90: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 91: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 92: retinue.config.v1.RateLimitMatch
+	(*HeaderFilter)(nil),          // 93: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 94: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 95: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 96: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 97: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 98: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 99: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 100: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 101: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 102: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 103: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 104: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 105: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 106: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 107: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 108: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 109: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 110: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 111: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 112: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 113: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 114: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 115: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 116: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 117: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 118: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 119: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 120: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 121: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 122: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 123: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 124: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 125: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 126: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 127: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 128: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 129: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 130: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 131: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 132: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 133: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 134: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 135: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 136: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 137: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 138: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 139: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 140: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	11,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	12,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	13,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	15,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	135, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	140, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	14,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	135, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	140, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	17,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	21,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	22,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -11779,8 +12305,8 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	23,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	25,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	18,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	114, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	111, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	119, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	116, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	19,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	20,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	26,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
@@ -11788,11 +12314,11 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	40,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
 	65,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
 	82,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	105, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	110, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	35,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
 	84,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
 	86,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	107, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	112, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	28,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	27,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	27,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -11884,86 +12410,92 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	24,  // 117: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
 	5,   // 118: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
 	24,  // 119: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	88,  // 120: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	89,  // 121: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	90,  // 122: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	91,  // 123: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	92,  // 124: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	97,  // 125: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	98,  // 126: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	99,  // 127: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	100, // 128: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	101, // 129: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	103, // 130: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	104, // 131: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	93,  // 120: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	94,  // 121: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	95,  // 122: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	96,  // 123: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	97,  // 124: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	102, // 125: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	103, // 126: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	104, // 127: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	105, // 128: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	106, // 129: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	108, // 130: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	109, // 131: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
 	87,  // 132: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	59,  // 133: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	63,  // 134: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	63,  // 135: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	49,  // 136: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	93,  // 137: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	93,  // 138: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	94,  // 139: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	95,  // 140: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	96,  // 141: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	24,  // 142: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	49,  // 143: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	50,  // 144: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	102, // 145: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	49,  // 146: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	106, // 147: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	9,   // 148: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	108, // 149: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	108, // 150: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	108, // 151: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	108, // 152: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	135, // 153: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	114, // 154: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	111, // 155: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	80,  // 156: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	117, // 157: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	6,   // 158: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	24,  // 159: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	117, // 160: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	135, // 161: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	123, // 162: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	124, // 163: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	122, // 164: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	111, // 165: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 166: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	127, // 167: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	130, // 168: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	117, // 169: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 170: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	24,  // 171: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	64,  // 172: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	134, // 173: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	24,  // 174: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	10,  // 175: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	109, // 176: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	115, // 177: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	118, // 178: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	120, // 179: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	125, // 180: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	128, // 181: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	131, // 182: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	112, // 183: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	132, // 184: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	16,  // 185: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	110, // 186: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	116, // 187: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	119, // 188: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	121, // 189: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	126, // 190: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	129, // 191: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	119, // 192: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	113, // 193: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	133, // 194: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	185, // [185:195] is the sub-list for method output_type
-	175, // [175:185] is the sub-list for method input_type
-	175, // [175:175] is the sub-list for extension type_name
-	175, // [175:175] is the sub-list for extension extendee
-	0,   // [0:175] is the sub-list for field type_name
+	88,  // 133: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	59,  // 134: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	89,  // 135: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	90,  // 136: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	91,  // 137: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	92,  // 138: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	49,  // 139: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	63,  // 140: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	63,  // 141: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	49,  // 142: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	98,  // 143: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	98,  // 144: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	99,  // 145: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	100, // 146: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	101, // 147: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	24,  // 148: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	49,  // 149: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	50,  // 150: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	107, // 151: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	49,  // 152: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	111, // 153: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	9,   // 154: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	113, // 155: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	113, // 156: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	113, // 157: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	113, // 158: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	140, // 159: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	119, // 160: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	116, // 161: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	80,  // 162: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	122, // 163: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	6,   // 164: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	24,  // 165: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	122, // 166: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	140, // 167: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	128, // 168: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	129, // 169: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	127, // 170: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	116, // 171: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 172: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	132, // 173: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	135, // 174: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	122, // 175: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 176: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	24,  // 177: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	64,  // 178: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	139, // 179: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	24,  // 180: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	10,  // 181: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	114, // 182: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	120, // 183: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	123, // 184: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	125, // 185: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	130, // 186: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	133, // 187: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	136, // 188: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	117, // 189: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	137, // 190: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	16,  // 191: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	115, // 192: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	121, // 193: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	124, // 194: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	126, // 195: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	131, // 196: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	134, // 197: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	124, // 198: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	118, // 199: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	138, // 200: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	191, // [191:201] is the sub-list for method output_type
+	181, // [181:191] is the sub-list for method input_type
+	181, // [181:181] is the sub-list for extension type_name
+	181, // [181:181] is the sub-list for extension extendee
+	0,   // [0:181] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -12055,18 +12587,28 @@ func file_config_v1_config_proto_init() {
 		(*Filter_Compress)(nil),
 		(*Filter_Decompress)(nil),
 		(*Filter_ExtAuthz)(nil),
+		(*Filter_GlobalRateLimit)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[79].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[81].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[78].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{
+		(*RateLimitAction_GenericKey)(nil),
+		(*RateLimitAction_RemoteAddress)(nil),
+		(*RateLimitAction_RequestHeader)(nil),
+		(*RateLimitAction_QueryParameter)(nil),
+		(*RateLimitAction_DestinationCluster)(nil),
+		(*RateLimitAction_Match)(nil),
+	}
+	file_config_v1_config_proto_msgTypes[84].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[85].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[86].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[91].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   125,
+			NumMessages:   130,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
