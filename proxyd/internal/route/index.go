@@ -7,31 +7,49 @@ import (
 	"slices"
 )
 
-// index maps a key to an ascending list of numbers: open addressing, at most half full.
-type index struct {
-	slots []slot // a power of two of them, or nil
-	lists []int32
+// store holds the indexes of a table, one behind the other: what a request reads of a virtual host lies together. With thousands of
+// hosts it is cache misses that a lookup costs, so everything is as small and as near as it can be.
+type store struct {
+	seed  maphash.Seed
+	slots []slot
+	keys  []byte
+	lists []int32 // a count, then so many numbers
 }
 
+// slot is a key of an index; four to a cache line.
 type slot struct {
-	hash         uint64
-	key          string
-	first, count int32
+	hash        uint32 // 0: nobody is here
+	key, length uint32 // where in keys
+	// number is the only one of the key's list, or the complement of the list's place in lists.
+	number [1]int32
 }
 
-// find is the list of a key whose hash the caller knows, nil when it is absent.
-func (x *index) find(hash uint64, key []byte) []int32 {
-	if x.slots == nil {
+// index maps a key to an ascending list of numbers: open addressing, at most half full. The zero value is empty.
+type index struct {
+	first, size uint32 // of its slots; a power of two of them
+}
+
+// hash is that of a key, for find.
+func (s *store) hash(key []byte) uint64 { return maphash.Bytes(s.seed, key) }
+
+// find is the list of a key, nil when it is absent.
+func (s *store) find(x index, key []byte) []int32 {
+	if x.size == 0 {
 		return nil
 	}
-	mask := uint64(len(x.slots) - 1)
-	for i := hash & mask; ; i = (i + 1) & mask {
-		s := &x.slots[i]
-		if s.count == 0 {
+	hash := s.hash(key)
+	mask, tag := x.size-1, uint32(hash>>32)|1
+	for i := uint32(hash) & mask; ; i = (i + 1) & mask {
+		at := &s.slots[x.first+i]
+		if at.hash == 0 {
 			return nil
 		}
-		if s.hash == hash && s.key == string(key) {
-			return x.lists[s.first : s.first+s.count]
+		if at.hash == tag && int(at.length) == len(key) && string(s.keys[at.key:at.key+at.length]) == string(key) {
+			if at.number[0] >= 0 {
+				return at.number[:]
+			}
+			list := s.lists[^at.number[0]:]
+			return list[1 : 1+list[0]]
 		}
 	}
 }
@@ -72,27 +90,35 @@ func (b *builder) lengths() []int {
 	return slices.Compact(lengths)
 }
 
-func (b *builder) build(seed maphash.Seed) (x index) {
+// index puts what the builder has into the store.
+func (s *store) index(b *builder) (x index) {
 	if len(b.lists) == 0 {
 		return x
 	}
-	size := 1
-	for size < 2*len(b.lists) {
-		size *= 2
+	x = index{first: uint32(len(s.slots)), size: 1}
+	for int(x.size) < 2*len(b.lists) {
+		x.size *= 2
 	}
-	x.slots = make([]slot, size)
+	s.slots = append(s.slots, make([]slot, x.size)...)
+	slots := s.slots[x.first:]
 	// In order of routes, so that neighbours in the configuration are neighbours in memory.
 	keys := slices.SortedFunc(maps.Keys(b.lists), func(a, c string) int {
 		return cmp.Or(cmp.Compare(b.lists[a][0], b.lists[c][0]), cmp.Compare(a, c))
 	})
 	for _, key := range keys {
-		s := slot{hash: maphash.String(seed, key), key: key, first: int32(len(x.lists)), count: int32(len(b.lists[key]))}
-		x.lists = append(x.lists, b.lists[key]...)
-		i := s.hash & uint64(size-1)
-		for x.slots[i].count != 0 {
-			i = (i + 1) & uint64(size-1)
+		list := b.lists[key]
+		hash := s.hash([]byte(key))
+		at := slot{hash: uint32(hash>>32) | 1, key: uint32(len(s.keys)), length: uint32(len(key)), number: [1]int32{list[0]}}
+		s.keys = append(s.keys, key...)
+		if len(list) > 1 {
+			at.number[0] = ^int32(len(s.lists))
+			s.lists = append(append(s.lists, int32(len(list))), list...)
 		}
-		x.slots[i] = s
+		i := hash & uint64(x.size-1)
+		for slots[i].hash != 0 {
+			i = (i + 1) & uint64(x.size-1)
+		}
+		slots[i] = at
 	}
 	return x
 }

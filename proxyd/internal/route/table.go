@@ -21,9 +21,11 @@ import (
 // different lengths, which is small in life, matters little. A radix tree was rejected: it is a chain of cache misses
 // that grows with the routes.
 type Table struct {
-	seed    maphash.Seed
+	store
 	entries []Entry
 	hosts   []virtualHost
+	lengths []prefixLength // of all virtual hosts
+	edges   []edge         // that lengths name
 
 	exact    index        // of domains; items are positions in hosts
 	suffix   index        // "*.x" under ".x"
@@ -38,26 +40,30 @@ type Table struct {
 // expression stands under the literal text that every match begins with, "" at worst, so that thousands of them cost no more than
 // those that a path can match.
 type virtualHost struct {
-	exact   index
-	prefix  index
-	lengths []prefixLength // ascending
+	exact, prefix index
+	first, end    uint32 // of lengths: its own, ascending
 }
 
-// hostLength is one length that wildcards of domains have, and the bytes at the star's side of them, a bit each: mostly ".",
-// so that few places of a host are hashed.
+// edge is a set of bytes, a bit each: those that keys of one length have where the rest of a text begins. Mostly it is one, "/" or
+// ".", so that few places of a text are hashed.
+type edge [4]uint64
+
+func (e *edge) add(c byte)      { e[c>>6] |= 1 << (c & 63) }
+func (e *edge) has(c byte) bool { return e[c>>6]>>(c&63)&1 != 0 }
+
+// hostLength is one length that wildcards of domains have, and the bytes at the star's side of them.
 type hostLength struct {
 	length int
-	edge   [4]uint64
+	edge   edge
 }
 
-func hostLengths(b *builder, edge func(key string) byte) []hostLength {
+func hostLengths(b *builder, last func(key string) byte) []hostLength {
 	var out []hostLength
 	for _, length := range slices.Backward(b.lengths()) {
 		l := hostLength{length: length}
 		for key := range b.lists {
 			if len(key) == length {
-				c := edge(key)
-				l.edge[c>>6] |= 1 << (c & 63)
+				l.edge.add(last(key))
 			}
 		}
 		out = append(out, l)
@@ -65,13 +71,11 @@ func hostLengths(b *builder, edge func(key string) byte) []hostLength {
 	return out
 }
 
-func (l *hostLength) meets(c byte) bool { return l.edge[c>>6]>>(c&63)&1 != 0 }
-
 // prefixLength is one length that prefixes have.
 type prefixLength struct {
-	length int
-	least  int32     // the least ordinal among prefixes of this length and above
-	last   [4]uint64 // their last bytes, a bit each: mostly "/", so that few places of a path are hashed
+	length int32
+	least  int32 // the least ordinal among prefixes of this length and above
+	last   int32 // their last bytes: an edge. Virtual hosts have few different ones
 }
 
 // maxDomain is above every name that DNS knows; a longer host matches "*" only.
@@ -80,13 +84,14 @@ const maxDomain = 255
 // Compile builds the table of one connection manager. An error names the virtual host or the route, where it was
 // written, and what is wrong with it.
 func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
-	t := &Table{seed: maphash.MakeSeed(), catchAll: -1}
+	t := &Table{store: store{seed: maphash.MakeSeed()}, catchAll: -1}
 	total := 0
 	for _, vh := range hosts {
 		total += len(vh.GetRoutes())
 	}
 	t.entries = make([]Entry, 0, total)
 	var exact, suffix, prefix builder
+	edges := map[edge]int32{}
 	for i, vh := range hosts {
 		if len(vh.GetDomains()) == 0 {
 			return nil, fmt.Errorf("%svirtual host %q has no domains: name at least one, or \"*\"", at(vh.GetSource()), vh.GetName())
@@ -114,15 +119,15 @@ func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
 					at(vh.GetSource()), vh.GetName(), domain)
 			}
 		}
-		compiled, err := t.compileHost(i, vh)
+		compiled, err := t.compileHost(i, vh, edges)
 		if err != nil {
 			return nil, err
 		}
 		t.hosts = append(t.hosts, compiled)
 	}
-	t.exact = exact.build(t.seed)
-	t.suffix, t.suffixes = suffix.build(t.seed), hostLengths(&suffix, func(key string) byte { return key[0] })
-	t.prefix, t.prefixes = prefix.build(t.seed), hostLengths(&prefix, func(key string) byte { return key[len(key)-1] })
+	t.exact = t.index(&exact)
+	t.suffix, t.suffixes = t.index(&suffix), hostLengths(&suffix, func(key string) byte { return key[0] })
+	t.prefix, t.prefixes = t.index(&prefix), hostLengths(&prefix, func(key string) byte { return key[len(key)-1] })
 	return t, nil
 }
 
@@ -142,7 +147,7 @@ func validDomain(domain string) bool {
 	return domain == "*" || (port == nil && header.ValidAuthority(host))
 }
 
-func (t *Table) compileHost(position int, vh *configv1.VirtualHost) (virtualHost, error) {
+func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[edge]int32) (virtualHost, error) {
 	var h virtualHost
 	var exact, prefix builder
 	for i, route := range vh.GetRoutes() {
@@ -186,19 +191,27 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost) (virtualHost
 		}
 		t.entries = append(t.entries, e)
 	}
-	h.exact, h.prefix = exact.build(t.seed), prefix.build(t.seed)
+	h.exact, h.prefix, h.first = t.index(&exact), t.index(&prefix), uint32(len(t.lengths))
 	for _, length := range prefix.lengths() {
-		p := prefixLength{length: length, least: math.MaxInt32}
+		p := prefixLength{length: int32(length), least: math.MaxInt32}
+		var last edge
 		for key, list := range prefix.lists {
 			if len(key) >= length {
 				p.least = min(p.least, list[0])
 			}
 			if len(key) == length && length > 0 {
-				p.last[key[length-1]>>6] |= 1 << (key[length-1] & 63)
+				last.add(key[length-1])
 			}
 		}
-		h.lengths = append(h.lengths, p)
+		known, ok := edges[last]
+		if !ok {
+			known = int32(len(t.edges))
+			edges[last], t.edges = known, append(t.edges, last)
+		}
+		p.last = known
+		t.lengths = append(t.lengths, p)
 	}
+	h.end = uint32(len(t.lengths))
 	return h, nil
 }
 
@@ -234,21 +247,18 @@ func (t *Table) Match(r *Request) *Entry {
 	}
 	h := &t.hosts[i]
 	best := int32(math.MaxInt32)
-	if h.exact.slots != nil {
-		best = t.first(h.exact.find(maphash.Bytes(t.seed, path), path), best, r, path)
+	if h.exact.size > 0 {
+		best = t.first(t.find(h.exact, path), best, r, path)
 	}
-	for k := range h.lengths {
-		p := &h.lengths[k]
-		if p.length > len(path) || p.least >= best {
+	for k := h.first; k < h.end; k++ {
+		p := &t.lengths[k]
+		if int(p.length) > len(path) || p.least >= best {
 			break
 		}
-		if p.length > 0 {
-			if c := path[p.length-1]; p.last[c>>6]>>(c&63)&1 == 0 {
-				continue
-			}
+		if p.length > 0 && !t.edges[p.last].has(path[p.length-1]) {
+			continue
 		}
-		key := path[:p.length]
-		best = t.first(h.prefix.find(maphash.Bytes(t.seed, key), key), best, r, path)
+		best = t.first(t.find(h.prefix, path[:p.length]), best, r, path)
 	}
 	if best == math.MaxInt32 {
 		return nil
@@ -271,7 +281,7 @@ func (t *Table) first(list []int32, best int32, r *Request, path []byte) int32 {
 
 // VirtualHost is the position of the virtual host of an authority, -1 when there is none.
 func (t *Table) VirtualHost(authority []byte) int {
-	if t.exact.slots == nil && t.suffixes == nil && t.prefixes == nil {
+	if t.exact.size == 0 && t.suffixes == nil && t.prefixes == nil {
 		return t.catchAll
 	}
 	name, _, ok := header.SplitAuthority(authority)
@@ -286,23 +296,21 @@ func (t *Table) VirtualHost(authority []byte) int {
 	}
 	var lower [maxDomain]byte
 	host := header.AppendLower(lower[:0], name)
-	if list := t.exact.find(maphash.Bytes(t.seed, host), host); list != nil {
+	if list := t.find(t.exact, host); list != nil {
 		return int(list[0])
 	}
 	for i := range t.suffixes {
 		l := &t.suffixes[i]
-		if l.length < len(host) && l.meets(host[len(host)-l.length]) {
-			key := host[len(host)-l.length:]
-			if list := t.suffix.find(maphash.Bytes(t.seed, key), key); list != nil {
+		if l.length < len(host) && l.edge.has(host[len(host)-l.length]) {
+			if list := t.find(t.suffix, host[len(host)-l.length:]); list != nil {
 				return int(list[0])
 			}
 		}
 	}
 	for i := range t.prefixes {
 		l := &t.prefixes[i]
-		if l.length < len(host) && l.meets(host[l.length-1]) {
-			key := host[:l.length]
-			if list := t.prefix.find(maphash.Bytes(t.seed, key), key); list != nil {
+		if l.length < len(host) && l.edge.has(host[l.length-1]) {
+			if list := t.find(t.prefix, host[:l.length]); list != nil {
 				return int(list[0])
 			}
 		}
