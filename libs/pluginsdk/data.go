@@ -7,10 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"google.golang.org/protobuf/proto"
 
@@ -47,21 +49,29 @@ func (e *engine) accept(l net.Listener) error {
 			return err
 		}
 		go func() {
-			e.connections.Add(1)
-			ch := &channel{engine: e, conn: blocking(c), streams: map[uint64]*StreamState{}}
+			e.hold(1)
+			ch := &channel{engine: e, conn: blocking(c, !e.concurrent), streams: map[uint64]*StreamState{}}
 			if err := ch.serve(); err != io.EOF {
 				slog.Warn("a data connection ended", "error", err)
 			}
 			ch.conn.Close()
 			e.streams.Add(-int64(len(ch.streams)))
-			e.connections.Add(-1)
+			e.hold(-1)
 		}()
 	}
 }
 
-// blocking makes reads and writes of a data connection block their thread instead of going through the runtime's poller: a wake-up
-// costs half, and a plugin has few of them. Where that cannot be done the connection stays as it is.
-func blocking(c net.Conn) io.ReadWriteCloser {
+// hold counts a data connection, and gives the runtime a processor for each beside those for everything else.
+func (e *engine) hold(n int32) {
+	e.holding.Lock()
+	defer e.holding.Unlock()
+	runtime.GOMAXPROCS(e.processors + int(e.connections.Add(n)))
+}
+
+// blocking takes a data connection out of the runtime's poller: a call that wakes a goroutine through it costs half as much again as one that
+// wakes the thread. Where that cannot be done the connection stays as it is. Hot is for a connection whose own goroutine makes the calls: other goroutines
+// are to have the processor while it waits.
+func blocking(c net.Conn, hot bool) io.ReadWriteCloser {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return c
@@ -77,31 +87,70 @@ func blocking(c net.Conn) io.ReadWriteCloser {
 	}
 	syscall.CloseOnExec(fd)
 	c.Close()
-	return rawConn(fd)
+	if hot {
+		wait := syscall.NsecToTimeval(hotWait.Nanoseconds())
+		hot = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &wait) == nil
+	}
+	return rawConn{fd, hot}
 }
 
-// rawConn is a blocking descriptor. One goroutine reads it; Close wakes that by shutting the socket down first.
-type rawConn int
+// hotWait is how long a read waits without the scheduler knowing.
+const hotWait = 5 * time.Millisecond
 
-func (fd rawConn) Read(b []byte) (int, error) {
+// rawConn is a blocking descriptor, which one goroutine reads. A read that is hot keeps its processor while it waits, for at most hotWait: a read that
+// the scheduler sees has it taken away after 20 µs, and getting one back wakes the runtime's monitor thread with every call. The
+// time-out of the socket also makes the runtime's signals end such a wait, for a collection or to let somebody else run. Engine.hold sees to it that
+// there are processors enough.
+type rawConn struct {
+	fd  int
+	hot bool
+}
+
+func (c rawConn) Read(b []byte) (int, error) {
 	for {
-		n, err := syscall.Read(int(fd), b)
+		var n int
+		var err error
+		if c.hot {
+			n, err = c.readHot(b)
+		} else {
+			n, err = syscall.Read(c.fd, b)
+		}
 		switch {
 		case err == syscall.EINTR:
-			continue
+			runtime.Gosched() // the runtime wants the processor
+		case err == syscall.EAGAIN:
+			c.await()
 		case err != nil:
 			return 0, err
 		case n == 0:
 			return 0, io.EOF
+		default:
+			return n, nil
 		}
-		return n, nil
 	}
 }
 
-func (fd rawConn) Write(b []byte) (int, error) {
+func (c rawConn) readHot(b []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// await blocks until there is something to read, for as long as it takes.
+func (c rawConn) await() {
+	p := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(c.fd), events: 1} // POLLIN
+	_, _, _ = syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, 0, 0, 0, 0)
+}
+
+func (c rawConn) Write(b []byte) (int, error) {
 	written := 0
 	for written < len(b) {
-		n, err := syscall.SendmsgN(int(fd), b[written:], nil, nil, syscall.MSG_NOSIGNAL)
+		n, err := syscall.SendmsgN(c.fd, b[written:], nil, nil, syscall.MSG_NOSIGNAL)
 		if err == syscall.EINTR {
 			continue
 		}
@@ -113,7 +162,7 @@ func (fd rawConn) Write(b []byte) (int, error) {
 	return written, nil
 }
 
-func (fd rawConn) Close() error { return syscall.Close(int(fd)) }
+func (c rawConn) Close() error { return syscall.Close(c.fd) }
 
 func (ch *channel) serve() error {
 	r := bufio.NewReaderSize(ch.conn, 256<<10)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,8 @@ type engine struct {
 	mu      sync.RWMutex
 	configs map[uint32]*configured
 
+	holding     sync.Mutex // of connections and of what follows from them
+	processors  int        // without those of connections
 	connections atomic.Int32
 	streams     atomic.Int64
 }
@@ -70,6 +73,7 @@ func newEngine[C any](p Plugin[C]) (*engine, error) {
 		return nil, errors.New("pluginsdk: a Plugin has a Name and a Configure")
 	}
 	return &engine{
+		processors: runtime.GOMAXPROCS(0),
 		hello: &filterv1.HelloReply{
 			Name: p.Name, Version: p.Version, Protocol: 1, Capabilities: []string{"http", "network"}, Schema: schema,
 		},
