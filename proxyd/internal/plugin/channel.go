@@ -128,6 +128,7 @@ func (ch *channel) begin(c caller, dir direction, phase filterv1.Phase) (number 
 	}
 	ch.last = at
 	ch.flying++
+	w.Expected++
 	ch.target.cells(w.ID)[counters.PluginRqActive]++
 	return uint64(s.generation)<<32 | uint64(uint32(at)+1), 0, true
 }
@@ -148,6 +149,7 @@ func (ch *channel) release(at int32) {
 	s.caller = nil
 	ch.free = append(ch.free, at)
 	ch.flying--
+	ch.host.worker.Expected--
 	ch.target.cells(ch.host.worker.ID)[counters.PluginRqActive]--
 }
 
