@@ -1,37 +1,36 @@
 // Command plugins measures what a call of a plugin costs: the same suite, the same requests, on a route without a plugin and on routes
 // with one. It prints; it never fails on a figure.
 //
-//	RETINUE_BIN=bin go run ./bench/plugins [-rounds 5] [-secs 2]
+//	RETINUE_BIN=bin go run ./bench/plugins [-rounds 15] [-slice 500ms]
 //
-// Saturated: 64 connections of wrk (or of this program where there is none), throughput and proxyd's CPU a request. Open loop: 5,000
-// requests a second, each sent at its time whatever the earlier ones do, so that a stall is seen by all that it delays.
-// Rounds are interleaved, figures are medians.
+// Saturated: 64 connections, throughput and proxyd's CPU a request. Open loop: 5,000 requests a second, each sent at its time whatever
+// the earlier ones do, so that a stall is seen by all that it delays.
+//
+// A round is one short slice of each kind in an order of its own, and a figure is the median of what the rounds say beside the same round's
+// slice without a plugin, with the 90 % interval of a bootstrap over rounds: machines are shared, and many short rounds see through
+// that where a few long ones do not.
 package main
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
-	"net"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
 
 var (
-	rounds = flag.Int("rounds", 5, "interleaved rounds")
-	secs   = flag.Int("secs", 2, "length of a saturated run")
+	rounds = flag.Int("rounds", 15, "interleaved rounds")
+	slice  = flag.Duration("slice", 500*time.Millisecond, "length of one kind's part of a round")
 	rate   = flag.Int("rate", 5000, "requests a second of the open loop")
+	only   = flag.String("only", "", "\"saturated\" or \"open\"; both when empty")
 )
 
 const config = `
@@ -120,9 +119,13 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	saturated(address, pid)
-	openLoop(address)
-	return nil
+	if *only != "open" {
+		err = saturated(address, pid)
+	}
+	if err == nil && *only != "saturated" {
+		err = openLoop(address, pid)
+	}
+	return err
 }
 
 // await waits until the suite serves.
@@ -149,183 +152,95 @@ func await(bin, dir string) (address string, pid int, err error) {
 	return "", 0, fmt.Errorf("the suite does not serve")
 }
 
-// upstream answers every request with the same bytes.
-func upstream() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// cpu is the time that a process's threads have run, in µs.
+func cpu(pid int) (total float64) {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	for _, path := range threads {
+		b, _ := os.ReadFile(path)
+		ran, _, _ := strings.Cut(string(b), " ")
+		ns, _ := strconv.ParseFloat(ran, 64)
+		total += ns / 1e3
 	}
-	response := []byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				b := make([]byte, 8<<10)
-				for {
-					if _, err := c.Read(b); err != nil {
-						return
-					}
-					if _, err := c.Write(response); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
-	return l.Addr().String(), nil
-}
-
-// cpu is a process's time in clock ticks of 10 ms.
-func cpu(pid int) float64 {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	user, _ := strconv.ParseFloat(f[11], 64)
-	system, _ := strconv.ParseFloat(f[12], 64)
-	return (user + system) / 100
+	return total
 }
 
 var kinds = []string{"plain", "builtin", "plugin", "when", "cache"}
 
-func saturated(address string, pid int) {
-	throughput, cost := map[string][]float64{}, map[string][]float64{}
-	for range *rounds {
-		for _, kind := range kinds {
-			before := cpu(pid)
-			n, took := hammer(address, "/"+kind)
-			throughput[kind] = append(throughput[kind], float64(n)/took.Seconds())
-			cost[kind] = append(cost[kind], (cpu(pid)-before)*1e6/float64(n))
+// inRounds runs every kind once a round, and all once before that counts.
+func inRounds(measure func(kind string, counts bool) error) error {
+	for round := range *rounds + 1 {
+		for _, i := range rand.Perm(len(kinds)) {
+			if err := measure(kinds[i], round > 0); err != nil {
+				return fmt.Errorf("%s: %w", kinds[i], err)
+			}
 		}
 	}
-	fmt.Printf("saturated, 64 connections, 1 worker, %d rounds of %d s\n", *rounds, *secs)
-	for _, kind := range kinds {
-		fmt.Printf("  %-8s %8.0f requests/s  %.2f of plain   proxyd %5.2f µs/request  %+.2f\n", kind, median(throughput[kind]),
-			median(ratios(throughput[kind], throughput["plain"])), median(cost[kind]), median(differences(cost[kind], cost["plain"])))
-	}
+	return nil
 }
 
-var wrkRequests = regexp.MustCompile(`(\d+) requests in`)
-
-// hammer sends as many requests as 64 connections can.
-func hammer(address, path string) (int, time.Duration) {
-	began := time.Now()
-	out, err := exec.Command("wrk", "-t1", "-c64", fmt.Sprintf("-d%ds", *secs), "-H", "x-do: cache-it", "http://"+address+path).Output()
-	if m := wrkRequests.FindSubmatch(out); err == nil && m != nil {
-		n, _ := strconv.Atoi(string(m[1]))
-		return n, time.Since(began)
+// interval is the median with the bounds of the middle 90 % of the medians of resampled rounds.
+func interval(list []float64) (middle, low, high float64) {
+	again := make([]float64, len(list))
+	var medians []float64
+	for range 2000 {
+		for i := range again {
+			again[i] = list[rand.IntN(len(list))]
+		}
+		medians = append(medians, median(again))
 	}
-	var mu sync.Mutex
-	var all sync.WaitGroup
-	total := 0
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(*secs)*time.Second)
-	defer cancel()
-	for range 64 {
-		all.Go(func() {
-			c, err := dial(address)
-			if err != nil {
-				return
-			}
-			defer c.Close()
-			n := 0
-			for ctx.Err() == nil && c.get(path) == nil {
-				n++
-			}
-			mu.Lock()
-			total += n
-			mu.Unlock()
-		})
-	}
-	all.Wait()
-	return total, time.Since(began)
+	return median(list), quantile(medians, 0.05), quantile(medians, 0.95)
 }
 
-type client struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func dial(address string) (*client, error) {
-	c, err := net.Dial("tcp", address)
+func saturated(address string, pid int) error {
+	throughput, cost := map[string][]float64{}, map[string][]float64{}
+	err := inRounds(func(kind string, counts bool) error {
+		before := cpu(pid)
+		n, took, err := hammer(address, "/"+kind)
+		if err == nil && counts {
+			throughput[kind] = append(throughput[kind], float64(n)/took.Seconds())
+			cost[kind] = append(cost[kind], (cpu(pid)-before)/float64(n))
+		}
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	return &client{c, bufio.NewReader(c)}, nil
-}
-
-func (c *client) get(path string) error {
-	if _, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: a\r\nx-do: cache-it\r\n\r\n"); err != nil {
 		return err
 	}
-	for {
-		line, err := c.r.ReadSlice('\n')
-		if err != nil {
-			return err
-		}
-		if len(line) <= 2 {
-			break
-		}
+	fmt.Printf("saturated, 64 connections, 1 worker, %d rounds of %v\n", *rounds, *slice)
+	for _, kind := range kinds {
+		r, rl, rh := interval(ratios(throughput[kind], throughput["plain"]))
+		c, cl, ch := interval(differences(cost[kind], cost["plain"]))
+		k, kl, kh := interval(ratios(cost[kind], cost["plain"]))
+		fmt.Printf("  %-8s %7.0f requests/s  %.3f [%.3f, %.3f] of plain   proxyd %5.2f µs/request %+.2f [%+.2f, %+.2f]  %.3f [%.3f, %.3f] of plain\n",
+			kind, median(throughput[kind]), r, rl, rh, median(cost[kind]), c, cl, ch, k, kl, kh)
 	}
-	_, err := c.r.Discard(2)
-	return err
+	return nil
 }
 
 // openLoop measures the time from when a request should have been sent to its answer.
-func openLoop(address string) {
-	p50, p99 := map[string][]float64{}, map[string][]float64{}
-	shown := []string{"plain", "plugin", "cache"}
-	for range *rounds {
-		for _, kind := range shown {
-			times := paced(address, "/"+kind)
+func openLoop(address string, pid int) error {
+	p50, p99, cost := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	err := inRounds(func(kind string, counts bool) error {
+		before := cpu(pid)
+		times, err := paced(address, "/"+kind)
+		if err == nil && counts {
+			cost[kind] = append(cost[kind], (cpu(pid)-before)/float64(len(times)))
 			p50[kind] = append(p50[kind], quantile(times, 0.5))
 			p99[kind] = append(p99[kind], quantile(times, 0.99))
 		}
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	fmt.Printf("open loop, %d requests/s, %d rounds of %d s\n", *rate, *rounds, *secs)
-	for _, kind := range shown {
-		fmt.Printf("  %-8s p50 %6.0f µs %+.0f   p99 %6.0f µs %+.0f\n", kind, median(p50[kind]), median(differences(p50[kind], p50["plain"])),
-			median(p99[kind]), median(differences(p99[kind], p99["plain"])))
+	fmt.Printf("open loop, %d requests/s, %d rounds of %v\n", *rate, *rounds, *slice)
+	for _, kind := range kinds {
+		m, ml, mh := interval(differences(p50[kind], p50["plain"]))
+		t, tl, th := interval(differences(p99[kind], p99["plain"]))
+		c, cl, ch := interval(differences(cost[kind], cost["plain"]))
+		fmt.Printf("  %-8s p50 %5.0f µs %+.0f [%+.0f, %+.0f]   p99 %5.0f µs %+.0f [%+.0f, %+.0f]   proxyd %5.2f µs/request %+.2f [%+.2f, %+.2f]\n", kind,
+			median(p50[kind]), m, ml, mh, median(p99[kind]), t, tl, th, median(cost[kind]), c, cl, ch)
 	}
-}
-
-func paced(address, path string) []float64 {
-	const connections = 16
-	n := *rate * *secs
-	gap := time.Second * connections / time.Duration(*rate)
-	var mu sync.Mutex
-	var all sync.WaitGroup
-	times := make([]float64, 0, n)
-	start := time.Now().Add(50 * time.Millisecond)
-	for i := range connections {
-		all.Go(func() {
-			c, err := dial(address)
-			if err != nil {
-				return
-			}
-			defer c.Close()
-			mine := make([]float64, 0, n/connections)
-			at := start.Add(gap * time.Duration(i) / connections)
-			for range n / connections {
-				time.Sleep(time.Until(at))
-				sent := time.Now() // the kernel's timers are late by tens of µs, which is not the proxy's
-				if late := sent.Sub(at); late > time.Millisecond {
-					sent = at // but a stall of the answer before is
-				}
-				if c.get(path) != nil {
-					return
-				}
-				mine = append(mine, float64(time.Since(sent).Nanoseconds())/1e3)
-				at = at.Add(gap)
-			}
-			mu.Lock()
-			times = append(times, mine...)
-			mu.Unlock()
-		})
-	}
-	all.Wait()
-	return times
+	return nil
 }
 
 func quantile(list []float64, q float64) float64 {
