@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -315,4 +316,70 @@ stats { listen = "off" }
 	expectServed(t, s, url+"/", "a", "b", "c") // all priorities in panic: everybody
 	b.check.Store(200)
 	expectServed(t, s, url+"/v2/", "b")
+}
+
+// TestPreconnect: connections are made ahead of the requests that will need them, within the breaker.
+func TestPreconnect(t *testing.T) {
+	asked, answer := make(chan net.Conn, 8), make(chan bool)
+	app := suite.Upstream(t, func(c net.Conn) {
+		in := bufio.NewReader(c)
+		for {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			asked <- c
+			if r.URL.Path == "/held" {
+				<-answer
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	s := suite.Start(t, strings.ReplaceAll(`
+runtime { workers = 1 }
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    virtual_host "all" {
+      domains = ["*"]
+      route "/held" { cluster = cluster.ahead }
+      route "/next" { cluster = cluster.ahead }
+      route "/*" { cluster = cluster.narrow }
+    }
+  }
+}
+cluster "ahead" {
+  endpoints        = ["APP"]
+  preconnect_ratio = 200
+}
+cluster "narrow" {
+  endpoints        = ["APP"]
+  preconnect_ratio = 300
+  circuit_breaker { max_connections = 1 }
+}
+stats { listen = "off" }
+`, "APP", app))
+	get := func(path string) {
+		r, err := http.Get("http://" + s.Address("web") + path)
+		if err != nil || r.StatusCode != http.StatusOK {
+			t.Errorf("%s: %v, %v", path, r, err)
+			return
+		}
+		r.Body.Close()
+	}
+	held := make(chan bool)
+	go func() { get("/held"); close(held) }()
+	<-asked
+	s.AwaitStat(2, "retinue_cluster_upstream_cx_total", "cluster=ahead")
+	get("/next") // takes the one that is there, and has two more made: four for two
+	<-asked
+	s.AwaitStat(4, "retinue_cluster_upstream_cx_total", "cluster=ahead")
+	close(answer)
+	<-held
+	get("/narrow")
+	<-asked
+	s.AwaitStat(1, "retinue_cluster_upstream_cx_total", "cluster=narrow")
+	if failed := s.Stat("retinue_cluster_upstream_cx_overflow", "cluster=narrow"); failed != 0 {
+		t.Errorf("connections that nobody waits for are counted as %v overflows", failed)
+	}
 }

@@ -53,6 +53,7 @@ func (c *compiler) clusterSettings(name string, n *schema.Node) *configv1.Cluste
 			RetryBudgetPercent: uint32(b.Int("retry_budget")),
 		},
 	}
+	cl.PreconnectPercent = uint32(n.Int("preconnect_ratio"))
 	cl.HeaderCase = c.headerCase(n.List("header_case"))
 	c.balance(cl, n)
 	c.http1[name] = cl.GetProtocol() == "http1" || cl.GetProtocol() == "auto" && cl.GetTls() == nil

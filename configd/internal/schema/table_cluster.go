@@ -31,6 +31,10 @@ func clusterBlock() *Block {
 			{Name: "connect_timeout", Kind: Duration, Default: "5s", Min: 1, Max: hour, Doc: "new connection to an endpoint."},
 			{Name: "idle_timeout", Kind: Duration, Default: "1h", Min: 1, Max: 30 * day, ZeroOff: true, Doc: "pooled connection without requests; \"0\" is off."},
 			{Name: "max_requests_per_connection", Kind: Int, Max: maxInt32, DefaultDoc: "no limit", Doc: "a connection is closed after so many."},
+			{
+				Name: "preconnect_ratio", Kind: Int, Default: 100, Min: 100, Max: 300,
+				Doc: "percent: with 150 there are three connections to an HTTP/1 endpoint for two requests under way or waiting, so that the next one need not wait for a handshake. Envoy's per_upstream_preconnect_ratio.",
+			},
 			{Name: "proxy_protocol", Kind: String, Choices: []string{"v1", "v2"}, DefaultDoc: "none", Doc: "version of the PROXY header that connections begin with. Those of `tcp` tell the client; pooled ones of `http` belong to no client and say so."},
 			headerCaseAttr("requests to HTTP/1 endpoints that compare names letter by letter"),
 			{Name: "buffer_limit", Kind: Size, Default: "1MiB", Min: 4 << 10, Max: 1 << 30, Doc: "bytes buffered for one connection each way (soft)."},

@@ -33,6 +33,7 @@ type Cluster struct {
 	Rule           *Rule
 	ConnectTimeout time.Duration
 	IdleTimeout    time.Duration     // 0: pooled connections stay
+	Preconnect     uint32            // percent of the requests towards a host that speaks HTTP/1; at most 100: none ahead
 	MaxRequests    uint32            // on one connection; 0: no limit
 	HeaderCase     *http1.HeaderCase // nil: canonical names towards HTTP/1
 	BufferLimit    int
@@ -66,6 +67,7 @@ func Build(c *configv1.Cluster, handle Handle, previous *Cluster) (*Cluster, err
 		MaxRequests:    c.GetMaxRequestsPerConnection(),
 		BufferLimit:    int(c.GetPerConnectionBufferLimitBytes()),
 		Discovered:     c.GetDiscovered(),
+		Preconnect:     c.GetPreconnectPercent(),
 		HeaderCase:     http1.NewHeaderCase(c.GetHeaderCase()),
 		Breaker: Breaker{
 			MaxConnections: limit(c.GetCircuitBreaker().GetMaxConnections(), defaultMaxConnections),

@@ -220,6 +220,7 @@ func (p *pool) newStream(avoid []*cluster.Host, choice *cluster.Choice, decoder 
 		h.idle = c.next
 		c.next = nil
 		c.attach(decoder)
+		h.preconnect()
 		cb.OnPoolReady(c, h.host, true)
 		return nil
 	}
@@ -236,8 +237,27 @@ func (p *pool) newStream(avoid []*cluster.Host, choice *cluster.Choice, decoder 
 	pending := h.enqueue(choice, decoder, cb)
 	if room && h.wantsConnection() {
 		h.connect()
+		h.preconnect()
 	}
 	return pending
+}
+
+// preconnects bounds how many connections one request opens ahead of others, as Envoy does.
+const preconnects = 3
+
+// preconnect opens connections that the next requests will need, within the breaker. A connection of HTTP/2 has room for them as it is.
+func (h *host) preconnect() {
+	ratio := int(h.pool.config.Preconnect)
+	if ratio <= 100 || h.multiplexes() {
+		return
+	}
+	missing := ((h.queued+int(h.active))*ratio+99)/100 - h.connections
+	for range min(missing, preconnects) {
+		if h.pool.sum(counters.ClusterUpstreamCxActive) >= h.pool.config.Breaker.MaxConnections {
+			return
+		}
+		h.connect()
+	}
 }
 
 // assumedStreams is how many requests a connection of HTTP/2 is expected to take before its server has said it (RFC 9113 6.5.2

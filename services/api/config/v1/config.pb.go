@@ -5437,7 +5437,8 @@ type Cluster struct {
 	Localities                    []*LocalityWeight      `protobuf:"bytes,45,rep,name=localities,proto3" json:"localities,omitempty"`                                                                                   // any: localities are weighted; one without an entry has the weight 1
 	SlowStart                     *SlowStart             `protobuf:"bytes,46,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`                                                                    // unset: a host takes its whole share at once
 	Subsets                       []*SubsetSelector      `protobuf:"bytes,47,rep,name=subsets,proto3" json:"subsets,omitempty"`
-	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"` // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
+	PreconnectPercent             uint32                 `protobuf:"varint,49,opt,name=preconnect_percent,json=preconnectPercent,proto3" json:"preconnect_percent,omitempty"` // HTTP/1 connections kept for each request under way; default 100: as many as requests
+	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`                       // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -5638,6 +5639,13 @@ func (x *Cluster) GetSubsets() []*SubsetSelector {
 		return x.Subsets
 	}
 	return nil
+}
+
+func (x *Cluster) GetPreconnectPercent() uint32 {
+	if x != nil {
+		return x.PreconnectPercent
+	}
+	return 0
 }
 
 func (x *Cluster) GetHeaderCase() []string {
@@ -11570,8 +11578,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06absent\x18\x04 \x03(\v2\x19.retinue.config.v1.HeaderR\x06absent\"2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xdf\n" +
-	"\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x8e\v\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x1b.retinue.config.v1.EndpointR\tendpoints\x12\x1e\n" +
@@ -11602,7 +11609,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"localities\x12;\n" +
 	"\n" +
 	"slow_start\x18. \x01(\v2\x1c.retinue.config.v1.SlowStartR\tslowStart\x12;\n" +
-	"\asubsets\x18/ \x03(\v2!.retinue.config.v1.SubsetSelectorR\asubsets\x12\x1f\n" +
+	"\asubsets\x18/ \x03(\v2!.retinue.config.v1.SubsetSelectorR\asubsets\x12-\n" +
+	"\x12preconnect_percent\x181 \x01(\rR\x11preconnectPercent\x12\x1f\n" +
 	"\vheader_case\x180 \x03(\tR\n" +
 	"headerCaseB\x1a\n" +
 	"\x18_panic_threshold_percent\"@\n" +
