@@ -46,6 +46,12 @@ func before(t *testing.T) string {
 	if err != nil {
 		t.Skip("the history ends at the last change of a contract")
 	}
+	modules := map[string]string{"proxyd": "proxyd", "restartd": "restartd", "configd": "configd", "statsd": "statsd", "retinue": "services/retinue"}
+	for _, module := range modules {
+		if _, err := git("-C", top, "cat-file", "-e", commit+":"+module+"/main.go"); err != nil {
+			t.Skipf("the history begins with today's contract: commit %.12s has no %s yet", commit, module)
+		}
+	}
 	dir := t.TempDir()
 	tree, bin := filepath.Join(dir, "tree"), filepath.Join(dir, "bin")
 	for _, d := range []string{tree, bin} {
@@ -57,7 +63,7 @@ func before(t *testing.T) string {
 	if out, err := unpack.CombinedOutput(); err != nil {
 		t.Fatalf("unpack %s: %v: %s", commit, err, out)
 	}
-	for name, module := range map[string]string{"proxyd": "proxyd", "restartd": "restartd", "configd": "configd", "statsd": "statsd", "retinue": "services/retinue"} {
+	for name, module := range modules {
 		build := exec.Command("go", "build", "-o", filepath.Join(bin, name), ".")
 		build.Dir = filepath.Join(tree, module)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=")

@@ -33,6 +33,7 @@ func (ls *loops) count() int { return len(ls.all()) }
 // make makes n workers.
 func (ls *loops) make(n int, cells []*counters.Worker) error {
 	var list []*loop
+	lacking := &listener.Lacking{}
 	active := make([]*uint64, n)
 	for id := range n {
 		active[id] = &cells[id][counters.WorkerCxActive]
@@ -50,7 +51,7 @@ func (ls *loops) make(n int, cells []*counters.Worker) error {
 		side := tlstransport.NewSide(w)
 		manager := upstream.NewManager(w, side)
 		list = append(list, &loop{
-			Worker: w, poller: p, manager: manager, tls: side, http: hcm.NewShared(w, manager), reserve: listener.NewReserve(p), cells: cells[id],
+			Worker: w, poller: p, manager: manager, tls: side, http: hcm.NewShared(w, manager), reserve: listener.NewReserve(p, lacking), cells: cells[id],
 			global: listener.Limit{Cells: active}, listeners: map[string]*bound{}, ids: uint64(id+1) << 48,
 		})
 	}

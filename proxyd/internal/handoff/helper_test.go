@@ -117,7 +117,7 @@ func (p *process) build(upstreamAddress string, sockets []listener.Socket) error
 	p.filter = &tcpproxy.Filter{Worker: p.worker, Manager: manager, Config: &tcpproxy.Config{
 		Targets: []tcpproxy.Target{{Cluster: 0, Name: "echo", Cumulative: 1}}, Attempts: 1, Cells: p.cells.TCP(ctx, []string{"tcp"})[0],
 	}}
-	if p.listen, err = listener.New(p.worker, "tcp", sockets, listener.NewReserve(poller)); err != nil {
+	if p.listen, err = listener.New(p.worker, "tcp", sockets, listener.NewReserve(poller, &listener.Lacking{})); err != nil {
 		return err
 	}
 	cells := p.cells.Listeners(ctx, []string{"tcp"})[0][0]

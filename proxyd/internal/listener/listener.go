@@ -257,9 +257,17 @@ func (s *socket) accept() {
 		if !s.added || s.resting {
 			return
 		}
+		if !l.reserve.restore() { // before anything else gets what was closed
+			s.pause()
+			return
+		}
 		fd, errno := l.worker.Poller.Accept(s.fd, &s.peer)
 		switch errno {
 		case 0:
+			if l.reserve.anyLacks() {
+				l.refuse(fd)
+				continue
+			}
 			l.admit(fd, &s.peer)
 		case unix.EAGAIN:
 			return

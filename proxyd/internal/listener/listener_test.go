@@ -62,7 +62,7 @@ func listen(t *testing.T, shared bool) *fixture {
 	x := &fixture{t: t, net: net, w: w, f: &taker{}, backlog: backlog}
 	id := uint64(0)
 	x.l = &Listener{
-		Name: "web", worker: w, reserve: NewReserve(net), Chains: (&Chains{List: []Chain{{Filter: x.f}}}).Prepare(),
+		Name: "web", worker: w, reserve: NewReserve(net, &Lacking{}), Chains: (&Chains{List: []Chain{{Filter: x.f}}}).Prepare(),
 		Counters: Counters{&cells[0], &cells[1], &cells[2], &cells[3], &cells[4], &cells[6], &cells[7], &cells[8], new(uint64), &cells[5]},
 		NextID:   func() uint64 { id++; return id },
 	}
@@ -160,20 +160,37 @@ func TestNothingCanBeAccepted(t *testing.T) {
 	}
 }
 
-// The spare descriptor was lost to somebody else: it is opened again when one is free, and until then the socket rests.
+// The spare descriptor was lost to somebody else: the first that is free becomes the spare one, not a connection, and until then the
+// socket rests.
 func TestReserveIsLost(t *testing.T) {
 	both(t, func(_ *testing.T, x *fixture) {
-		x.net.Close(x.l.reserve.fd)
-		x.l.reserve.fd = -1
+		x.l.reserve.release()
 		x.net.MaxFD = x.net.Open()
 		x.connect(2)
 		x.state(0, 0, 0, 2)
 		x.net.MaxFD++
 		x.pass(60 * time.Millisecond)
-		x.state(1, 1, 0, 1)
+		x.state(0, 0, 2, 0)
 		x.net.MaxFD += 5
-		x.pass(60 * time.Millisecond)
-		x.state(2, 2, 0, 0)
+		x.connect(2)
+		x.state(2, 2, 2, 0)
+	})
+}
+
+// Another worker has lost its spare descriptor: nobody keeps a connection until it has one again.
+func TestAnotherLacksItsReserve(t *testing.T) {
+	both(t, func(_ *testing.T, x *fixture) {
+		other := NewReserve(x.net, x.l.reserve.lacking)
+		x.connect(1)
+		x.state(1, 1, 0, 0)
+		other.release()
+		x.connect(2)
+		x.state(1, 1, 2, 0)
+		if !other.restore() {
+			t.Fatal("it cannot have it back")
+		}
+		x.connect(1)
+		x.state(2, 2, 2, 0)
 	})
 }
 
@@ -301,7 +318,7 @@ func TestRenew(t *testing.T) {
 		return int32(c)
 	}
 	first, second := open(), open()
-	l, err := New(w, "web", []Socket{{FD: first}}, NewReserve(poller))
+	l, err := New(w, "web", []Socket{{FD: first}}, NewReserve(poller, &Lacking{}))
 	if err != nil {
 		t.Fatal(err)
 	}
