@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/filter/substitution"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/stream"
 	configv1 "retinue.dev/services/api/config/v1"
@@ -47,13 +48,13 @@ func (a *action) redirectTo(r *configv1.Redirect) error {
 func (r *Router) redirect(s *stream.Stream) {
 	s.Cells[counters.HTTPRqRedirect]++
 	h := s.NewReply(r.action.status)
-	r.shared.scratch = r.action.location(r.shared.scratch[:0], &s.Request)
+	r.shared.scratch = r.action.location(r.shared.scratch[:0], &s.Request, &r.shared.machine)
 	h.Add(header.Location, nil, r.shared.scratch)
 	r.edited(s, h)
 	s.SendReply(nil, "", stream.DetailDirectResponse)
 }
 
-func (a *action) location(dst []byte, request *header.Request) []byte {
+func (a *action) location(dst []byte, request *header.Request, m *substitution.Machine) []byte {
 	host, port, _ := header.SplitAuthority(request.Authority())
 	start := len(dst)
 	scheme := request.Scheme()
@@ -90,7 +91,7 @@ func (a *action) location(dst []byte, request *header.Request) []byte {
 	case a.path != "":
 		dst = append(dst, a.path...)
 	case a.rewrites():
-		dst = a.apply(dst, path[:query])
+		dst = a.apply(dst, path[:query], m)
 	default:
 		dst = append(dst, path[:query]...)
 	}
@@ -108,7 +109,7 @@ var decoded = action{kind: redirect, status: 307}
 func (r *Router) redirectDecoded(s *stream.Stream) {
 	s.Cells[counters.HTTPRqRedirectedWithNormalizedPath]++
 	h := s.NewReply(decoded.status)
-	r.shared.scratch = decoded.location(r.shared.scratch[:0], &s.Request)
+	r.shared.scratch = decoded.location(r.shared.scratch[:0], &s.Request, &r.shared.machine)
 	h.Add(header.Location, nil, r.shared.scratch)
 	s.SendReply(nil, "", "path_normalization_redirect")
 }

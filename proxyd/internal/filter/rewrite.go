@@ -3,9 +3,9 @@ package filter
 import (
 	"bytes"
 	"fmt"
-	"regexp"
 	"strings"
 
+	"retinue.dev/proxyd/internal/filter/substitution"
 	"retinue.dev/proxyd/internal/header"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -16,8 +16,7 @@ type rewrite struct {
 	exact    bool // the match names the whole path
 	prefixes bool // what the match names becomes with
 	with     []byte
-	regex    *regexp.Regexp // every match becomes template
-	template []byte         // in the form of regexp.Expand
+	regex    *substitution.Substitution
 }
 
 func (w *rewrite) rewrites() bool { return w.prefixes || w.regex != nil }
@@ -32,51 +31,19 @@ func (w *rewrite) compile(prefix *string, by *configv1.RegexRewrite) (err error)
 			return fmt.Errorf("prefix_rewrite %q has spaces or control characters", w.with)
 		}
 	case by != nil:
-		if w.regex, err = regexp.Compile(by.GetPattern()); err != nil {
-			return fmt.Errorf("regex_rewrite: %w", err)
+		if !header.ValidTarget([]byte(by.GetSubstitution())) {
+			return fmt.Errorf("regex_rewrite: substitution %q has spaces or control characters", by.GetSubstitution())
 		}
-		if w.template, err = template(by.GetSubstitution(), w.regex.NumSubexp()); err != nil {
+		if w.regex, err = substitution.New(by.GetPattern(), by.GetSubstitution()); err != nil {
 			return fmt.Errorf("regex_rewrite: %w", err)
 		}
 	}
 	return nil
 }
 
-// template turns \1 into ${1}.
-func template(substitution string, groups int) ([]byte, error) {
-	if !header.ValidTarget([]byte(substitution)) {
-		return nil, fmt.Errorf("substitution %q has spaces or control characters", substitution)
-	}
-	var out []byte
-	for i := 0; i < len(substitution); i++ {
-		c := substitution[i]
-		switch {
-		case c == '$':
-			out = append(out, "$$"...)
-			continue
-		case c != '\\':
-			out = append(out, c)
-			continue
-		}
-		if i++; i == len(substitution) {
-			return nil, fmt.Errorf("substitution %q ends in a backslash", substitution)
-		}
-		switch c = substitution[i]; {
-		case c == '\\':
-			return nil, fmt.Errorf("substitution %q: a path holds no backslash", substitution)
-		case c < '0' || c > '9':
-			return nil, fmt.Errorf("substitution %q: \\%c is neither \\0 nor a group", substitution, c)
-		case int(c-'0') > groups:
-			return nil, fmt.Errorf("substitution %q: there is no group %c", substitution, c)
-		}
-		out = append(out, '$', '{', c, '}')
-	}
-	return out, nil
-}
-
-// apply appends the path with what is to be replaced replaced; a query stays. A rewrite to nothing leaves a slash. By an
-// expression it allocates: that is the price of expressions.
-func (w *rewrite) apply(dst, path []byte) []byte {
+// apply appends the path with what is to be replaced replaced; a query stays. A rewrite to nothing leaves a slash. The machine is
+// the worker's.
+func (w *rewrite) apply(dst, path []byte, m *substitution.Machine) []byte {
 	start := len(dst)
 	rest := path
 	if w.regex != nil {
@@ -84,11 +51,11 @@ func (w *rewrite) apply(dst, path []byte) []byte {
 		if q := bytes.IndexByte(path, '?'); q >= 0 {
 			end = q
 		}
-		changed := w.regex.ReplaceAll(path[:end], w.template)
-		if len(changed) == 0 || changed[0] != '/' {
-			dst = append(dst, '/')
+		dst = m.Append(append(dst, '/'), path[:end], w.regex)
+		if len(dst) > start+1 && dst[start+1] == '/' { // it has one of its own
+			dst = append(dst[:start], dst[start+1:]...)
 		}
-		dst, rest = append(dst, changed...), path[end:]
+		rest = path[end:]
 	} else {
 		dst, rest = append(dst, w.with...), path[min(w.matched, len(path)):]
 	}

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"retinue.dev/proxyd/internal/filter/substitution"
 	"retinue.dev/proxyd/internal/header"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -18,6 +19,7 @@ func TestRewrite(t *testing.T) {
 		}
 		return w
 	}
+	var m substitution.Machine
 	for _, c := range []struct {
 		w        rewrite
 		in, want string
@@ -34,7 +36,7 @@ func TestRewrite(t *testing.T) {
 		{regex("^/", ""), "/y", "/y"},
 		{regex("(b)", `$1\0\1`), "/b", "/$1bb"},
 	} {
-		if got := string(c.w.apply([]byte("-"), []byte(c.in))); got != "-"+c.want {
+		if got := string(c.w.apply([]byte("-"), []byte(c.in), &m)); got != "-"+c.want {
 			t.Errorf("%+v of %q: got %q, want %q", c.w, c.in, got[1:], c.want)
 		}
 	}
@@ -109,11 +111,11 @@ func TestRelativeRedirectKeepsItsHost(t *testing.T) {
 	r.SetScheme([]byte("http"))
 	r.SetPath([]byte("//evil.example/x?y"))
 	a := action{kind: redirect}
-	if got := string(a.location(nil, &r)); got != "/evil.example/x?y" {
+	if got := string(a.location(nil, &r, nil)); got != "/evil.example/x?y" {
 		t.Errorf("got %q", got)
 	}
 	r.SetAuthority([]byte("good.example"))
-	if got := string(a.location(nil, &r)); got != "http://good.example//evil.example/x?y" {
+	if got := string(a.location(nil, &r, nil)); got != "http://good.example//evil.example/x?y" {
 		t.Errorf("got %q", got)
 	}
 }

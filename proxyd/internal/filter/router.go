@@ -5,16 +5,18 @@ import (
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/filter/substitution"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/upstream"
 )
 
-// Shared is what the routers of one worker share. Its scratch belongs to the callback that runs.
+// Shared is what the routers of one worker share. Its scratch and its machine belong to the callback that runs.
 type Shared struct {
 	Upstream *upstream.Manager
 	scratch  []byte
+	machine  substitution.Machine
 
 	freeMirrors *mirror
 	keptMirrors int
@@ -214,7 +216,7 @@ func (r *Router) pick(s *stream.Stream) *target {
 func (r *Router) edit(s *stream.Stream) {
 	a := r.action
 	if a.rewrites() {
-		r.shared.scratch = a.rewrite.apply(r.shared.scratch[:0], s.Request.Path())
+		r.shared.scratch = a.rewrite.apply(r.shared.scratch[:0], s.Request.Path(), &r.shared.machine)
 		s.Request.SetPath(r.shared.scratch)
 	}
 	if a.query != nil {

@@ -1,6 +1,7 @@
 package hcm
 
 import (
+	"bytes"
 	"net/netip"
 	"testing"
 
@@ -180,5 +181,46 @@ func TestChosenHostAllocatesNothing(t *testing.T) {
 	}
 	if s.cluster[counters.ClusterLBSubsetsFallback] == 0 {
 		t.Error("no request asked for a subset")
+	}
+}
+
+// A rewrite by an expression costs no memory.
+func TestRegexRewriteAllocatesNothing(t *testing.T) {
+	h := defaults()
+	h.VirtualHosts[0].Routes[0].GetRoute().RegexRewrite = &configv1.RegexRewrite{Pattern: "^/([0-9]+)(k?)$", Substitution: `/size/\1/\2`}
+	s := newSim(t, h)
+	s.filter.Config.Logs = nil
+	client := s.warm()
+	if n := testing.AllocsPerRun(1000, func() { s.exchange(client) }); n > 0 {
+		t.Errorf("%v allocations a request", n)
+	}
+	client.Send(plainRequest)
+	s.turn()
+	if got := s.backlog.Last().ReceiveAll(); !bytes.HasPrefix(got, []byte("GET /size/1/k HTTP/1.1\r\n")) {
+		t.Errorf("the upstream got %q", got)
+	}
+}
+
+// Nor does a redirect by one, whose answer comes from here.
+func TestRegexRedirectAllocatesNothing(t *testing.T) {
+	h := defaults()
+	h.VirtualHosts[0].Routes[0].Action = &configv1.Route_Redirect{Redirect: &configv1.Redirect{
+		Host: "www.example.com", RegexRewrite: &configv1.RegexRewrite{Pattern: "^/([0-9]+)(k?)$", Substitution: `/size/\1/\2`},
+	}}
+	s := newSim(t, h)
+	s.filter.Config.Logs = nil
+	client := s.client()
+	once := func() {
+		client.Send(plainRequest)
+		s.turn()
+		if client.Discard() == 0 {
+			t.Fatal("no answer")
+		}
+	}
+	for range 100 {
+		once()
+	}
+	if n := testing.AllocsPerRun(1000, once); n > 0 {
+		t.Errorf("%v allocations a request", n)
 	}
 }
