@@ -32,7 +32,7 @@ func (f *filter) answered(dir direction, phase filterv1.Phase, r *reply, frame [
 		cells[counters.PluginRqResponded]++
 		f.skip = true
 		f.remember(dir, phase, r, frame)
-		f.respond(r)
+		f.use.respond(f.host, st, r)
 		return
 	case filterv1.Action_ACTION_SKIP_REST:
 		f.skip = true
@@ -205,17 +205,7 @@ func (f *filter) take(dir direction, phase filterv1.Phase, r *reply) bool {
 		if !permitted(r.ops, true, &st.Request) {
 			return false
 		}
-		for i := range r.ops {
-			if o := &r.ops[i]; len(o.name) > 0 && o.name[0] == ':' {
-				if string(o.name) == ":path" {
-					st.Request.SetPath(o.value)
-				} else {
-					st.Request.SetAuthority(o.value)
-				}
-				continue
-			}
-			r.ops[i].apply(&st.Request.Block)
-		}
+		edit(&st.Request, r.ops)
 	case filterv1.Phase_PHASE_RESPONSE_HEADERS:
 		if st.Response == nil || !permitted(r.ops, false, nil) {
 			return false
@@ -241,6 +231,22 @@ func (f *filter) take(dir direction, phase filterv1.Phase, r *reply) bool {
 		return false // with a body the head has gone on, or would not be seen to change
 	}
 	return true
+}
+
+// edit applies operations that are permitted to a request's head.
+func edit(r *header.Request, ops []op) {
+	for i := range ops {
+		o := &ops[i]
+		if len(o.name) > 0 && o.name[0] == ':' {
+			if string(o.name) == ":path" {
+				r.SetPath(o.value)
+			} else {
+				r.SetAuthority(o.value)
+			}
+			continue
+		}
+		o.apply(&r.Block)
+	}
 }
 
 // framing are the fields that decide where a message ends and to whom it goes: no plugin has a say in them.
@@ -295,23 +301,22 @@ func (o *op) apply(b *header.Block) {
 }
 
 // respond answers the request in the plugin's words.
-func (f *filter) respond(r *reply) {
-	s := f.cb.Stream()
-	detail := f.use.respondDetail
+func (u *Use) respond(h *Host, s *stream.Stream, r *reply) {
+	detail := u.respondDetail
 	if len(r.detail) > 0 {
-		detail = f.host.detail(f.use, r.detail)
+		detail = h.detail(u, r.detail)
 	}
 	if s.ResponseHeadSent() {
 		s.Reset(stream.ResetLocal, 0, detail)
 		return
 	}
-	h := s.NewReply(r.status)
+	head := s.NewReply(r.status)
 	contentType := "text/plain"
 	for i := range r.respond {
 		if header.Lookup(r.respond[i].name) == header.ContentType {
 			contentType = ""
 		}
-		r.respond[i].apply(&h.Block)
+		r.respond[i].apply(&head.Block)
 	}
 	s.SendReply(r.text, contentType, detail)
 }

@@ -21,24 +21,25 @@ const (
 
 type cache struct {
 	seed maphash.Seed
-	sets [cacheSets][cacheWays]entry
+	sets [cacheSets]*[cacheWays]entry // made with their first answer
 }
 
-// entry is one answer: a frame's Reply as it came, so that it is checked and applied as if it had just come.
+// entry is one answer, checked when it came.
 type entry struct {
 	key    []byte
-	frame  []byte
+	frame  []byte // in which reply lies
+	reply  reply
 	until  int64 // ns of the worker's clock
 	stored int64
 }
 
 // cacheKey appends what decides the answer: the route's filter use and the named headers, each with its length.
-func (f *filter) cacheKey(b []byte, s *stream.Stream) []byte {
+func (c *subscription) appendKey(b []byte, s *stream.Stream) []byte {
 	b = append(b, s.RouteName...)
 	b = append(b, 0)
 	b = append(b, s.HostName...)
-	for i := range f.sub.cacheKey {
-		v := f.sub.cacheKey[i].of(&s.Request)
+	for i := range c.cacheKey {
+		v := c.cacheKey[i].of(&s.Request)
 		if v == nil {
 			b = append(b, 0xff, 0xff, 0xff, 0xff)
 			continue
@@ -49,29 +50,28 @@ func (f *filter) cacheKey(b []byte, s *stream.Stream) []byte {
 	return b
 }
 
-// cached answers the head from the cache, if it can; the stream then goes on, or is answered.
-func (f *filter) cached(s *stream.Stream) bool {
-	h := f.host
-	h.key = f.cacheKey(h.key[:0], s)
-	c := f.channel.cache
+// cached deals with a request whose answer is known. The worker's scratch holds its key afterwards.
+func (g *gate) cached(ch *channel, s *stream.Stream) bool {
+	h := g.host
+	h.key = ch.info.sub.appendKey(h.key[:0], s)
+	c := ch.cache
 	if c == nil {
 		return false
 	}
-	set := &c.sets[maphash.Bytes(c.seed, h.key)%cacheSets]
+	set := c.sets[maphash.Bytes(c.seed, h.key)%cacheSets]
+	if set == nil {
+		return false
+	}
 	for i := range set {
 		e := &set[i]
 		if e.until <= h.worker.Now() || string(e.key) != string(h.key) {
 			continue
 		}
-		r := &h.reply
-		if _, err := r.parse(e.frame); err != nil || !f.take(decode, headPhase[decode], r) {
-			e.until = 0
-			return false
-		}
-		f.cells()[counters.PluginRqCached]++
-		f.skip = true // what is kept has no later phase
-		if r.action == filterv1.Action_ACTION_RESPOND {
-			f.respond(r)
+		g.use.cells[h.worker.ID][counters.PluginRqCached]++
+		if e.reply.action == filterv1.Action_ACTION_RESPOND {
+			g.use.respond(h, s, &e.reply)
+		} else {
+			edit(&s.Request, e.reply.ops)
 		}
 		return true
 	}
@@ -92,7 +92,11 @@ func (f *filter) remember(dir direction, phase filterv1.Phase, r *reply, frame [
 		c = &cache{seed: maphash.MakeSeed()}
 		f.channel.cache = c
 	}
-	set := &c.sets[maphash.Bytes(c.seed, f.key)%cacheSets]
+	place := &c.sets[maphash.Bytes(c.seed, f.key)%cacheSets]
+	if *place == nil {
+		*place = new([cacheWays]entry)
+	}
+	set := *place
 	at := &set[0]
 	for i := range set {
 		e := &set[i]
@@ -106,5 +110,6 @@ func (f *filter) remember(dir direction, phase filterv1.Phase, r *reply, frame [
 	}
 	now := f.host.worker.Now()
 	at.key, at.frame = append(at.key[:0], f.key...), append(at.frame[:0], frame...)
+	_, _ = at.reply.parse(at.frame) // it has been parsed before
 	at.stored, at.until = now, now+min(int64(r.ttl)*1e6, maxTTL)
 }

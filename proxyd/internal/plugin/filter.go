@@ -72,9 +72,41 @@ type filter struct {
 
 const keptFilters = 1024
 
+// gate stands in a stream's chain until the request's head has come. It holds nothing of a stream, so one serves all of a worker: a request that does not meet
+// the plugin's conditions, or whose answer is known, costs no more than finding that out.
+type gate struct {
+	stream.PassThrough
+	use  *Use
+	host *Host
+}
+
 // NewFilter implements stream.Factory.
-func (u *Use) NewFilter(w *worker.Worker) stream.Filter {
-	h := u.hosts[w.ID]
+func (u *Use) NewFilter(w *worker.Worker) stream.Filter { return &u.gates[w.ID] }
+
+// DecodeHeaders implements stream.Filter.
+func (g *gate) DecodeHeaders(c *stream.Callbacks, end bool) stream.Status {
+	ch := g.host.pick(g.use.handle, g.use.config)
+	keyed := false
+	if ch != nil {
+		sub, s := ch.info.sub, c.Stream()
+		if !sub.applies(s) {
+			g.use.cells[g.host.worker.ID][counters.PluginRqSkipped]++
+			return stream.Leave
+		}
+		if keyed = sub.cacheKey != nil; keyed && g.cached(ch, s) {
+			return stream.Leave // what is kept has no later phase
+		}
+	}
+	f := g.host.take(g.use, c, ch)
+	if keyed && len(g.host.key) <= maxCacheKey {
+		f.key = append(f.key[:0], g.host.key...)
+	}
+	c.Become(f)
+	return f.DecodeHeaders(c, end)
+}
+
+// take gives a filter for a stream that begins on a channel, nil where there is none.
+func (h *Host) take(u *Use, c *stream.Callbacks, ch *channel) *filter {
 	f := h.spare
 	if f == nil {
 		f = &filter{}
@@ -82,7 +114,7 @@ func (u *Use) NewFilter(w *worker.Worker) stream.Filter {
 		h.spare = f.next
 		h.kept--
 	}
-	*f = filter{use: u, host: h, key: f.key[:0]}
+	*f = filter{use: u, host: h, channel: ch, cb: c, key: f.key[:0]}
 	f.task.Runner = f
 	return f
 }
@@ -93,42 +125,19 @@ var (
 	trailerPhase = [2]filterv1.Phase{filterv1.Phase_PHASE_REQUEST_TRAILERS, filterv1.Phase_PHASE_RESPONSE_TRAILERS}
 )
 
-// begin finds the stream's channel at its first head. false: there is nothing to ask, or nobody, which failed then has dealt with.
-func (f *filter) begin(c *stream.Callbacks) bool {
-	f.cb = c
-	f.channel = f.host.pick(f.use.handle, f.use.config)
+func (f *filter) cells() *counters.Plugin { return f.use.cells[f.host.worker.ID] }
+
+// DecodeHeaders implements stream.Filter.
+func (f *filter) DecodeHeaders(_ *stream.Callbacks, end bool) stream.Status {
 	if f.channel == nil {
 		f.fail(decode, unavailable)
-		return false
+		return stream.Continue // or answered, and then it is not looked at
 	}
 	f.sub = f.channel.info.sub
-	if !f.sub.applies(c.Stream()) {
-		f.skip = true
-		f.cells()[counters.PluginRqSkipped]++
-		return false
-	}
 	f.host.last++
 	f.id = f.host.last
 	f.channel.streams++
 	f.begun = true
-	return true
-}
-
-func (f *filter) cells() *counters.Plugin { return f.use.cells[f.host.worker.ID] }
-
-// DecodeHeaders implements stream.Filter.
-func (f *filter) DecodeHeaders(c *stream.Callbacks, end bool) stream.Status {
-	if !f.begin(c) {
-		return stream.Continue // or answered, and then it is not looked at
-	}
-	if f.sub.cacheKey != nil {
-		if f.cached(c.Stream()) {
-			return stream.Continue
-		}
-		if len(f.host.key) <= maxCacheKey {
-			f.key = append(f.key[:0], f.host.key...)
-		}
-	}
 	return f.head(decode, end)
 }
 

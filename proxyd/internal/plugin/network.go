@@ -39,7 +39,7 @@ var networkPhase = [2]filterv1.Phase{filterv1.Phase_PHASE_READ, filterv1.Phase_P
 
 // NewNetworkFilter implements tcpproxy.FilterFactory.
 func (u *Use) NewNetworkFilter(w *worker.Worker, s tcpproxy.Session) tcpproxy.NetworkFilter {
-	return &network{use: u, host: u.hosts[w.ID], session: s}
+	return &network{use: u, host: u.gates[w.ID].host, session: s}
 }
 
 // Connect implements tcpproxy.NetworkFilter.

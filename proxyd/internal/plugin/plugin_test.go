@@ -418,7 +418,7 @@ func TestCallAllocatesNothing(t *testing.T) {
 	config := *r.config
 	config.Filters = []stream.Factory{r.use}
 	x := &exchange{}
-	target := r.use.hosts[0].targets[0].channels[0]
+	target := r.use.gates[0].host.targets[0].channels[0]
 	once := func() {
 		x.Begin(r.worker, &config, x, router{x})
 		x.Request.Reset()
@@ -495,7 +495,7 @@ func FuzzHostilePlugin(f *testing.F) {
 			all = append(all, x)
 		}
 		r.turn()
-		ch := r.use.hosts[0].targets[0].channels[0]
+		ch := r.use.gates[0].host.targets[0].channels[0]
 		for len(sent) > 0 && ch.connected {
 			n := min(int(step)+1, len(sent))
 			r.plugin().Send(sent[:n])

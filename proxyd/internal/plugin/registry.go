@@ -54,7 +54,7 @@ func NewRegistry(workers []*worker.Worker, generation uint64, stats *counters.Se
 
 // Use is a plugin in one list of filters: the stream.Factory of its streams.
 type Use struct {
-	hosts  []*Host
+	gates  []gate // by worker
 	handle int
 	name   string
 	config string
@@ -71,7 +71,10 @@ func (r *Registry) Use(ctx context.Context, p *configv1.Plugin, hash []byte, mod
 	if mode == configv1.OnError_ON_ERROR_UNSPECIFIED {
 		mode = p.GetOnError()
 	}
-	u := &Use{hosts: r.hosts, name: p.GetName(), config: string(hash), open: mode == configv1.OnError_ON_ERROR_OPEN}
+	u := &Use{gates: make([]gate, len(r.hosts)), name: p.GetName(), config: string(hash), open: mode == configv1.OnError_ON_ERROR_OPEN}
+	for i, h := range r.hosts {
+		u.gates[i] = gate{use: u, host: h}
+	}
 	for why, word := range [failures]string{"unavailable", "timeout", "overflow", "circuit_open", "invalid_reply"} {
 		u.detail[why] = "plugin_" + p.GetName() + "_" + word
 	}

@@ -16,6 +16,11 @@ func (s *Stream) decodeHeaders(i int, end bool) {
 		if s.decodeClosed {
 			return
 		}
+		if status == Leave {
+			s.leave(i)
+			i--
+			continue
+		}
 		if status != Continue {
 			c.decode.head, c.decode.stopped = true, true
 			c.decode.all = status == StopAndBuffer
@@ -29,6 +34,17 @@ func (s *Stream) decodeHeaders(i int, end bool) {
 		}
 	}
 	s.terminal.DecodeHeaders(s, end)
+}
+
+// leave takes filter i off the chain. Those behind it have not seen the stream yet, so nobody holds on to their places.
+func (s *Stream) leave(i int) {
+	last := len(s.chain) - 1
+	copy(s.chain[i:], s.chain[i+1:])
+	s.chain[last].filter = nil
+	s.chain = s.chain[:last]
+	for ; i < last; i++ {
+		s.chain[i].index = i
+	}
 }
 
 // decodeData gives body bytes to filter i and those behind it.

@@ -19,6 +19,9 @@ const (
 	// answered with 413, a response with 500. From a head callback it stops everything: this filter sees neither body
 	// nor trailers before it continues.
 	StopAndBuffer
+	// Leave is Continue of a filter that wants nothing more of the stream, from DecodeHeaders only: it is taken off the chain, and not even OnDestroy is
+	// called. A stream that all filters have left is as plain as one that had none.
+	Leave
 )
 
 // Filter is one HTTP filter in one stream. The worker makes one for each stream from its Factory; all calls come from the
@@ -121,6 +124,9 @@ type half struct {
 
 // Stream is the stream that the filter works for.
 func (c *Callbacks) Stream() *Stream { return c.stream }
+
+// Become puts another filter into this one's place, from DecodeHeaders: the factory's was shared, and asks only whether the stream needs one of its own.
+func (c *Callbacks) Become(f Filter) { c.filter = f }
 
 // LimitDecoded bounds what the stream keeps of the request for this filter, in bytes, instead of Config.BufferLimit.
 func (c *Callbacks) LimitDecoded(n int) { c.decode.limit = n }

@@ -246,6 +246,40 @@ func TestTwoFiltersStop(t *testing.T) {
 	x.want(t, "up.head up.data(12.)")
 }
 
+func TestLeave(t *testing.T) {
+	// Filters that leave are gone, whether the head comes at once or after another filter let it go; the others keep their order.
+	leaves := func(name string) *scripted { return &scripted{name: name, head: always(Leave)} }
+	a := &scripted{name: "a", head: always(StopAndBuffer)}
+	x := newStage(t, leaves("1"), a, leaves("2"), leaves("3"), &scripted{name: "b"}, leaves("4"))
+	x.DecodeHeaders(false)
+	x.DecodeData([]byte("q"), true)
+	x.want(t, "1.head() a.head()")
+	a.c.ContinueDecoding()
+	x.want(t, "2.head() 3.head() b.head() 4.head() up.head a.data(q.) b.data(q.) up.data(q.)")
+	a.c.InjectDecodedData([]byte("i"), false)
+	x.want(t, "b.data(i) up.data(i)")
+	x.EncodeHeaders(response(200), true)
+	x.want(t, "b.ehead(.) a.ehead(.) head(200.) closed a.destroy b.destroy finished")
+
+	x = newStage(t, leaves("1"), leaves("2"))
+	x.DecodeHeaders(true)
+	x.EncodeHeaders(response(200), true)
+	x.want(t, "1.head(.) 2.head(.) up.head. head(200.) closed finished")
+	if !x.Plain() {
+		t.Error("a stream that all filters have left is not plain")
+	}
+
+	other := &scripted{name: "other"}
+	x = newStage(t, &scripted{head: func(c *Callbacks, _ []byte, _ bool) ([]byte, Status) {
+		c.Become(other)
+		return nil, other.DecodeHeaders(c, true)
+	}})
+	other.trace = x.trace
+	x.DecodeHeaders(true)
+	x.EncodeHeaders(response(200), true)
+	x.want(t, "other.head(.) up.head. other.ehead(.) head(200.) closed other.destroy finished")
+}
+
 func TestContinueFromData(t *testing.T) {
 	// The filter reads the body to its end before it lets the head go.
 	f := &scripted{head: always(StopIteration)}
