@@ -430,7 +430,7 @@ func TestGlobalRateLimit(t *testing.T) {
 		"global_rate_limit_error hasty": 2, "global_rate_limit_error hasty_closed": 2,
 		"global_rate_limit_error away": 2, "global_rate_limit_timeout away": 0, "global_rate_limit_failure_mode_allowed away": 2,
 	})
-	if text, code := st.Retinue("explain", "GET", "http://shop/both/x", "--listener", "web"); code != 0 || !strings.Contains(text, "global_rate_limit.api") || !strings.Contains(text, "global_rate_limit.own") {
+	if text, code := st.Retinue("explain", "GET", "http://shop/both/x", "--listener", "web"); code != 0 || !strings.Contains(text, "asks the cluster limits within 20s about (generic_key, path), (user, query) of shop; when it fails: open") || !strings.Contains(text, "global_rate_limit.own") {
 		t.Errorf("explain says (%d):\n%s", code, text)
 	}
 }

@@ -130,6 +130,8 @@ func does(f *configv1.Filter) string {
 		return strings.Join(which, " and ") + " from " + strings.Join(k.Decompress.GetCodings(), ", ")
 	case *configv1.Filter_ExtAuthz:
 		return asks(k.ExtAuthz)
+	case *configv1.Filter_GlobalRateLimit:
+		return asksLimits(k.GlobalRateLimit)
 	}
 	return ""
 }
@@ -208,6 +210,30 @@ func bound(what string, n uint64) string {
 		return ""
 	}
 	return fmt.Sprintf("%s of at most %d bytes", what, n)
+}
+
+func asksLimits(f *configv1.GlobalRateLimitFilter) string {
+	var descriptors []string
+	for _, d := range f.GetDescriptors() {
+		var keys []string
+		for _, a := range d.GetActions() {
+			keys = append(keys, a.GetKey())
+		}
+		descriptors = append(descriptors, "("+strings.Join(keys, ", ")+")")
+	}
+	text := fmt.Sprintf("asks the cluster %s within %s about %s of %s; when it fails: ", f.GetCluster(), duration(f.GetTimeoutMs()), strings.Join(descriptors, ", "), f.GetDomain())
+	if f.GetFailureModeDeny() {
+		text += strconv.Itoa(int(f.GetStatusOnError()))
+	} else {
+		text += "open"
+	}
+	if f.Enabled != nil {
+		text += "; for " + percent(uint64(f.GetEnabled()), all) + " of requests"
+	}
+	if f.Enforced != nil {
+		text += "; enforced for " + percent(uint64(f.GetEnforced()), all)
+	}
+	return text
 }
 
 func asks(f *configv1.ExtAuthzFilter) string {

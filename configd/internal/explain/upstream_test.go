@@ -51,7 +51,7 @@ listener "web" {
         route "/api/*" {
           cluster     = cluster.api
           subset      = { version = "v2" }
-          add_filters = [filter.ext_authz.login, filter.fault.drill, filter.body_limit.small]
+          add_filters = [filter.ext_authz.login, filter.global_rate_limit.a, filter.fault.drill, filter.body_limit.small]
           retry {
             on              = ["5xx", "429"]
             attempts        = 2
@@ -136,6 +136,25 @@ listener "even" {
     }
   }
 }
+cluster "limits" {
+  endpoints = ["10.0.3.1:8081"]
+  protocol  = "http2"
+}
+filter "global_rate_limit" "a" {
+  cluster  = cluster.limits
+  domain   = "shop"
+  enforced = "5%"
+  descriptor {
+    action "generic_key" { descriptor_value = "api" }
+    action "remote_address" {}
+  }
+  descriptor {
+    action "request_headers" {
+      header_name    = "x-user"
+      descriptor_key = "user"
+    }
+  }
+}
 `
 
 // TestExplainPolicies holds what is told of filters, balancing and resilience.
@@ -155,6 +174,7 @@ host      ✓ *                     the domain * matches a  (main.hcl:41)
 route     ✓ /api/*  (main.hcl:43)
 filter      rbac.staff            deny not-from-outside; shadow allow everybody  (main.hcl:10)
             ext_authz.login       asks the cluster login by HTTP within 1s; when it fails: 403; decisions kept for 5s  (main.hcl:19)
+            global_rate_limit.a   asks the cluster limits within 20ms about (generic_key, remote_address), (user) of shop; when it fails: open; enforced for 5 %  (main.hcl:135)
             fault.drill           delays 5 % by 100ms  (main.hcl:27)
             body_limit.small      requests of at most 1048576 bytes  (main.hcl:34)
 cluster     api                   10.0.0.1:80, 10.0.0.2:80, 10.0.1.1:80 by ring_hash, http1  (main.hcl:81)
