@@ -169,8 +169,9 @@ func Dial(w *worker.Worker, address *poller.Address, id uint64, h Handler, o *Op
 
 // spare is a worker's free list of connections.
 type spare struct {
-	first *Conn
-	count int
+	first   *Conn
+	count   int
+	address unix.RawSockaddrAny // scratch for a call of the kernel
 }
 
 // keptConns bounds the free list: what a burst needed beyond it goes back to the heap.
@@ -265,7 +266,7 @@ func (c *Conn) LocalAddress() netip.AddrPort {
 	if c.local != nil {
 		return *c.local
 	}
-	raw := new(unix.RawSockaddrAny)
+	raw := &c.worker.Conns.(*spare).address
 	if c.closed || c.worker.Poller.LocalAddress(c.fd, raw) != 0 {
 		return netip.AddrPort{}
 	}
