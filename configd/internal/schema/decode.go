@@ -200,7 +200,7 @@ func (d *Decoder) Top(bodies []hcl.Body) []*Raw {
 	}
 	for _, n := range root.Blocks {
 		if n.Required && first[n.Name] == nil {
-			d.Diags.Report(diag.MissingAttribute, hcl.Range{}, "Missing block", "A configuration needs a %s block.", n.Name)
+			d.Diags.Report(diag.MissingAttribute, hcl.Range{}, "Missing block", "A configuration needs %s block.", withArticle(n.Name))
 		}
 	}
 	return out
@@ -288,6 +288,14 @@ const nameRule = `A name has 1 to 128 letters, digits, "_", "-" and ".", and beg
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 
+// withArticle is the name of a block with "a" or "an" before it.
+func withArticle(name string) string {
+	if strings.IndexAny(name, "aeiou") == 0 {
+		return "an " + name
+	}
+	return "a " + name
+}
+
 // unknown reports the HCL library's finding about a name in our words, with the table's knowledge.
 func (d *Decoder) unknown(b *Block, f *hcl.Diagnostic) bool {
 	if f.Subject == nil {
@@ -318,7 +326,7 @@ func (d *Decoder) unknown(b *Block, f *hcl.Diagnostic) bool {
 	if what == "block" { // its range covers the labels too
 		name, _, _ = strings.Cut(name, " ")
 	}
-	where := "A " + b.title() + " block"
+	where := "A" + withArticle(b.title())[1:] + " block"
 	if b.Name == "" {
 		where = "A configuration"
 	}
@@ -421,7 +429,7 @@ func (d *Decoder) decode(r *Raw, base *Node, inDefaults bool) *Node {
 		}
 		for _, nested := range r.Block.Blocks {
 			if nested.Required && !inDefaults && first[nested.Name] == nil {
-				d.Diags.Report(diag.MissingAttribute, r.DefRange, "Missing block", "%s needs a %s block: %s", r.Title(), nested.Name, nested.Doc)
+				d.Diags.Report(diag.MissingAttribute, r.DefRange, "Missing block", "%s needs %s block: %s", r.Title(), withArticle(nested.Name), nested.Doc)
 			}
 		}
 	})
