@@ -247,6 +247,10 @@ listener "web" {
         cluster = cluster.app
         filters = [filter.global_rate_limit.own]
       }
+      route "/split" {
+        split   = [{ cluster = cluster.app, weight = 1 }, { cluster = cluster.other, weight = 1 }]
+        filters = [filter.global_rate_limit.own]
+      }
       route "/answered/*" {
         respond { body = "here" }
         filters = [filter.global_rate_limit.own]
@@ -287,6 +291,7 @@ listener "web" {
   }
 }
 cluster "app" { endpoints = ["APP"] }
+cluster "other" { endpoints = ["APP"] }
 cluster "limits" {
   endpoints = ["LIMITS"]
   protocol  = "http2"
@@ -430,6 +435,17 @@ func TestGlobalRateLimit(t *testing.T) {
 		"global_rate_limit_error hasty": 2, "global_rate_limit_error hasty_closed": 2,
 		"global_rate_limit_error away": 2, "global_rate_limit_timeout away": 0, "global_rate_limit_failure_mode_allowed away": 2,
 	})
+	seen := map[string]bool{} // what the service is told is where the request goes
+	for range 40 {
+		response, _, line := st.over(t, false, "GET", "/split", nil, "")
+		if asked := response.Header.Get("X-Asked"); !strings.Contains(asked, "destination_cluster="+line.Cluster+";") {
+			t.Fatalf("the service was asked %q, and the request went to %s", asked, line.Cluster)
+		}
+		seen[line.Cluster] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("40 requests went to %v alone", seen)
+	}
 	if text, code := st.Retinue("explain", "GET", "http://shop/both/x", "--listener", "web"); code != 0 || !strings.Contains(text, "asks the cluster limits within 20s about (generic_key, path), (user, query) of shop; when it fails: open") || !strings.Contains(text, "global_rate_limit.own") {
 		t.Errorf("explain says (%d):\n%s", code, text)
 	}
