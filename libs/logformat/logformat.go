@@ -11,121 +11,6 @@ import (
 	"strings"
 )
 
-// ID names an operator in a switch.
-type ID uint8
-
-// The operators. Literal is the ID of a segment that is plain text.
-const (
-	Literal ID = iota
-	StartTime
-	Req
-	Resp
-	Trailer
-	Protocol
-	ResponseCode
-	ResponseCodeDetails
-	ResponseFlags
-	ResponseFlagsLong
-	ConnectionTerminationDetails
-	BytesReceived
-	BytesSent
-	Duration
-	RequestDuration
-	RequestTxDuration
-	ResponseDuration
-	ResponseTxDuration
-	UpstreamHost
-	UpstreamCluster
-	UpstreamLocalAddress
-	UpstreamRemoteAddress
-	UpstreamTransportFailureReason
-	UpstreamRequestAttemptCount
-	DownstreamRemoteAddress
-	DownstreamRemoteAddressWithoutPort
-	DownstreamDirectRemoteAddress
-	DownstreamDirectRemoteAddressWithoutPort
-	DownstreamLocalAddress
-	DownstreamLocalAddressWithoutPort
-	DownstreamLocalPort
-	ConnectionID
-	RouteName
-	VirtualHostName
-	StreamID
-	PluginTime
-	TraceID
-	SpanID
-	Hostname
-)
-
-// Argument says what stands in an operator's parentheses.
-type Argument uint8
-
-// The kinds of argument.
-const (
-	None   Argument = iota
-	Header          // NAME or NAME?OTHER, with an optional :LENGTH after the parentheses
-	Time            // strftime, optional
-)
-
-// Operator is one %NAME%.
-type Operator struct {
-	ID       ID
-	Name     string
-	Argument Argument
-	Numeric  bool // a lone one is a number in JSON
-	Doc      string
-}
-
-// Operators lists what a format may hold. Names and meanings are Envoy's.
-func Operators() []Operator { return slices.Clone(operators) }
-
-var operators = []Operator{
-	{StartTime, "START_TIME", Time, false, "when the request began, in UTC; the argument is a strftime format (also %f and %1f to %9f for fractions), without one RFC 3339 with milliseconds"},
-	{Req, "REQ", Header, false, "request header; `?OTHER` is taken when it is absent; `:METHOD`, `:PATH`, `:AUTHORITY` and `:SCHEME` too"},
-	{Resp, "RESP", Header, false, "response header"},
-	{Trailer, "TRAILER", Header, false, "response trailer"},
-	{Protocol, "PROTOCOL", None, false, "HTTP/1.0, HTTP/1.1"},
-	{ResponseCode, "RESPONSE_CODE", None, true, "status; 0 when none was sent"},
-	{ResponseCodeDetails, "RESPONSE_CODE_DETAILS", None, false, "who set the status and why"},
-	{ResponseFlags, "RESPONSE_FLAGS", None, false, "UH, UF, UC, UT … or -"},
-	{ResponseFlagsLong, "RESPONSE_FLAGS_LONG", None, false, "the flags' long names"},
-	{ConnectionTerminationDetails, "CONNECTION_TERMINATION_DETAILS", None, false, "why the connection was ended by the proxy"},
-	{BytesReceived, "BYTES_RECEIVED", None, true, "body bytes from the client"},
-	{BytesSent, "BYTES_SENT", None, true, "body bytes to the client"},
-	{Duration, "DURATION", None, true, "milliseconds from the first byte of the request to the last of the response"},
-	{RequestDuration, "REQUEST_DURATION", None, true, "milliseconds to the last byte of the request received"},
-	{RequestTxDuration, "REQUEST_TX_DURATION", None, true, "milliseconds to the last byte of the request sent upstream"},
-	{ResponseDuration, "RESPONSE_DURATION", None, true, "milliseconds to the first byte of the response received"},
-	{ResponseTxDuration, "RESPONSE_TX_DURATION", None, true, "milliseconds from the first byte of the response received to the last sent"},
-	{UpstreamHost, "UPSTREAM_HOST", None, false, "address of the endpoint"},
-	{UpstreamCluster, "UPSTREAM_CLUSTER", None, false, "name of the cluster"},
-	{UpstreamLocalAddress, "UPSTREAM_LOCAL_ADDRESS", None, false, "own address of the upstream connection"},
-	{UpstreamRemoteAddress, "UPSTREAM_REMOTE_ADDRESS", None, false, "address of the endpoint"},
-	{UpstreamTransportFailureReason, "UPSTREAM_TRANSPORT_FAILURE_REASON", None, false, "why the upstream connection failed"},
-	{UpstreamRequestAttemptCount, "UPSTREAM_REQUEST_ATTEMPT_COUNT", None, true, "attempts, the first included"},
-	{DownstreamRemoteAddress, "DOWNSTREAM_REMOTE_ADDRESS", None, false, "client, from X-Forwarded-For where that is trusted"},
-	{DownstreamRemoteAddressWithoutPort, "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", None, false, "the same without the port"},
-	{DownstreamDirectRemoteAddress, "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", None, false, "peer of the connection"},
-	{DownstreamDirectRemoteAddressWithoutPort, "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", None, false, "the same without the port"},
-	{DownstreamLocalAddress, "DOWNSTREAM_LOCAL_ADDRESS", None, false, "own address of the client's connection"},
-	{DownstreamLocalAddressWithoutPort, "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", None, false, "the same without the port"},
-	{DownstreamLocalPort, "DOWNSTREAM_LOCAL_PORT", None, true, "own port of the client's connection"},
-	{ConnectionID, "CONNECTION_ID", None, true, "number of the client's connection"},
-	{RouteName, "ROUTE_NAME", None, false, "pattern of the route"},
-	{VirtualHostName, "VIRTUAL_HOST_NAME", None, false, "name of the virtual host"},
-	{StreamID, "STREAM_ID", None, false, "the request's X-Request-Id"},
-	{PluginTime, "PLUGIN_TIME", None, true, "microseconds spent waiting for plugins (ours, not Envoy's)"},
-	{Hostname, "HOSTNAME", None, false, "name of the machine"},
-	{TraceID, "TRACE_ID", None, false, "id of the request's trace, 32 hexadecimal digits, where the http block has tracing"},
-	{SpanID, "SPAN_ID", None, false, "id of the proxy's span in it, 16 hexadecimal digits"},
-}
-
-// reserved are operators of Envoy whose facts this suite does not have yet.
-var reserved = []string{
-	"GRPC_STATUS", "GRPC_STATUS_NUMBER", "REQUESTED_SERVER_NAME", "DOWNSTREAM_TLS_VERSION", "DOWNSTREAM_TLS_CIPHER",
-	"DOWNSTREAM_PEER_SUBJECT", "DOWNSTREAM_PEER_ISSUER", "DOWNSTREAM_PEER_URI_SAN", "DYNAMIC_METADATA", "FILTER_STATE", "UPSTREAM_TLS_VERSION",
-}
-
 // Bounds of what a format may hold.
 const (
 	MaxLength     = 65536 // of :LENGTH
@@ -136,7 +21,7 @@ const (
 type Segment struct {
 	ID      ID
 	Numeric bool
-	Text    string // Literal: the text, with %% made %. StartTime: the strftime format, "" for RFC 3339 with milliseconds
+	Text    string // Literal: the text, with %% made %. StartTime: the strftime format, "" for RFC 3339 with milliseconds. Else the argument
 	Header  string // lower case, with the leading colon of a pseudo header
 	Other   string // taken when Header is absent; "" for none
 	Length  int    // at most so many bytes of the value; 0 for all
@@ -221,6 +106,17 @@ func operator(s string) (segment Segment, n int, _ *Error) {
 		segment.Length = limit
 	}
 	switch op.Argument {
+	case Style:
+		if hasArgument && !slices.Contains(Styles, argument) {
+			return segment, n, &Error{Message: fmt.Sprintf("%q is none of %s.", argument, strings.Join(Styles, ", "))}
+		}
+		segment.Text = argument
+	case Span:
+		parts := strings.Split(argument, ":")
+		if len(parts) != 3 || !slices.Contains(Points, parts[0]) || !slices.Contains(Points, parts[1]) || !slices.Contains(Units, parts[2]) {
+			return segment, n, &Error{Message: fmt.Sprintf("%%%s%% reads (START:END:UNIT): two of %s, and one of %s.", name, strings.Join(Points, ", "), strings.Join(Units, ", "))}
+		}
+		segment.Text = argument
 	case Header:
 		first, other, two := strings.Cut(argument, "?")
 		if !headerName(first) || two && !headerName(other) {

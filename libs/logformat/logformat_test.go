@@ -18,6 +18,8 @@ func TestParse(t *testing.T) {
 		}},
 		{"%REQ(X-A?:PATH):10%", []Segment{{ID: Req, Header: "x-a", Other: ":path", Length: 10}}},
 		{"%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%|", []Segment{{ID: StartTime, Text: "%Y-%m-%dT%H:%M:%S.%3fZ"}, {Text: "|"}}},
+		{"%GRPC_STATUS%%GRPC_STATUS(NUMBER)%", []Segment{{ID: GRPCStatus}, {ID: GRPCStatus, Text: "NUMBER"}}},
+		{"%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%", []Segment{{ID: CommonDuration, Numeric: true, Text: "US_TX_BEG:US_RX_BEG:us"}}},
 		{"%START_TIME%", []Segment{{ID: StartTime}}},
 		{"%START_TIME(%%)%%%", []Segment{{ID: StartTime, Text: "%%"}, {Text: "%"}}},
 	} {
@@ -36,7 +38,13 @@ func TestParseRefuses(t *testing.T) {
 		unknown        string
 	}{
 		{"a %RESPONSE_COD% b", 2, 14, false, "RESPONSE_COD"},
-		{"a %GRPC_STATUS%", 2, 13, true, ""},
+		{"a %FILTER_STATE%", 2, 14, true, ""},
+		{"%GRPC_STATUS(CAMEL)%", 0, 20, false, ""},
+		{"%GRPC_STATUS_NUMBER(NUMBER)%", 0, 28, false, ""},
+		{"%COMMON_DURATION%", 0, 17, false, ""},
+		{"%COMMON_DURATION(DS_RX_BEG:DS_TX_END)%", 0, 38, false, ""},
+		{"%COMMON_DURATION(DS_RX_BEG:NOON:ms)%", 0, 36, false, ""},
+		{"%COMMON_DURATION(DS_RX_BEG:DS_TX_END:s)%", 0, 40, false, ""},
 		{"%PROTOCOL(x)%", 0, 13, false, ""},
 		{"%REQ%", 0, 5, false, ""},
 		{"%REQ(a b)%", 0, 10, false, ""},

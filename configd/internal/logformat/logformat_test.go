@@ -13,7 +13,7 @@ func TestCheck(t *testing.T) {
 		{"%REQ(X-A?:PATH):10% %START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%", -1, 0, false},
 		{Combined, -1, 0, false},
 		{"a %RESPONSE_COD% b", 2, 14, false},
-		{"a %GRPC_STATUS%", 2, 13, true},
+		{"a %FILTER_STATE%", 2, 14, true},
 		{"%PROTOCOL(x)%", 0, 13, false},
 		{"%REQ%", 0, 5, false},
 		{"%REQ(a b)%", 0, 10, false},

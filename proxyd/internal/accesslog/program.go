@@ -6,6 +6,7 @@
 package accesslog
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"math"
@@ -22,8 +23,9 @@ import (
 // Program is a compiled format. Immutable, shared by the workers.
 type Program struct {
 	ops   []op
-	fixed int // the most bytes that everything but texts of the stream may take
-	times int // how many time formats there are
+	fixed int            // the most bytes that everything but texts of the stream may take
+	times int            // how many time formats there are
+	shown []logformat.ID // operators of what the client's handshake has shown, by slot
 }
 
 // mode says how an operator's value is written.
@@ -45,8 +47,10 @@ type op struct {
 	other   source
 	length  int // the most bytes of the value; 0 for all
 	text    []byte
-	slot    int // of the time format, in a worker's Clock
+	slot    int // of the time format, in a worker's Clock; of what the handshake has shown, in its note
 	time    *timeFormat
+	span    span
+	style   grpcStyle
 }
 
 // source is where the value of REQ, RESP or TRAILER comes from.
@@ -175,10 +179,20 @@ func (p *Program) add(s logformat.Segment, m mode) {
 		return
 	}
 	p.fixed += numberBytes
-	p.ops = append(p.ops, op{
+	o := op{
 		id: s.ID, mode: m, numeric: s.Numeric, length: s.Length,
 		header: sourceOf(s.Header, s.ID), other: sourceOf(s.Other, s.ID),
-	})
+	}
+	switch {
+	case s.ID == logformat.CommonDuration:
+		o.span = spanOf(s.Text)
+	case s.ID == logformat.GRPCStatus:
+		o.style = grpcStyles[s.Text]
+	case s.ID.OfTLS():
+		o.slot = len(p.shown)
+		p.shown = append(p.shown, s.ID)
+	}
+	p.ops = append(p.ops, o)
 }
 
 func (p *Program) constant(text string, m mode) {
@@ -197,13 +211,13 @@ func sourceOf(name string, id logformat.ID) source {
 		return source{pseudo: absent}
 	case name[0] != ':':
 		// A request's host is its authority, whichever protocol it came by.
-		if name == "host" && id == logformat.Req {
+		if name == "host" && ofRequest(id) {
 			return source{pseudo: pseudoAuthority}
 		}
 		return source{id: header.Lookup([]byte(name)), name: []byte(name)}
 	case id == logformat.Resp && name == ":status":
 		return source{pseudo: pseudoStatus}
-	case id != logformat.Req:
+	case !ofRequest(id):
 		return source{pseudo: absent}
 	}
 	switch name {
@@ -219,6 +233,8 @@ func sourceOf(name string, id logformat.ID) source {
 	return source{pseudo: absent}
 }
 
+func ofRequest(id logformat.ID) bool { return id == logformat.Req || id == logformat.ReqWithoutQuery }
+
 // Clock is a worker's memory of rendered times, one for each time format of a program. The zero value is ready.
 type Clock []clockSlot
 
@@ -229,6 +245,10 @@ func (p *Program) Append(dst []byte, s *stream.Stream, clock *Clock, room int) [
 		*clock = append(*clock, make([]clockSlot, p.times-len(*clock))...)
 	}
 	limit := len(dst) + room - p.fixed
+	var shown []byte
+	if len(p.shown) > 0 {
+		shown = p.note(s)
+	}
 	for i := range p.ops {
 		o := &p.ops[i]
 		switch {
@@ -249,6 +269,12 @@ func (p *Program) Append(dst []byte, s *stream.Stream, clock *Clock, room int) [
 			before := len(dst)
 			dst = o.appendNumber(dst, s)
 			limit += len(dst) - before
+		case o.id.OfTLS():
+			if value := part(shown, o.slot); len(value) > 0 {
+				dst = o.escaped(dst, value, limit)
+			} else {
+				dst = o.none(dst)
+			}
 		default:
 			dst = o.appendText(dst, s, limit)
 		}
@@ -296,6 +322,26 @@ func (o *op) appendNumber(dst []byte, s *stream.Stream) []byte {
 		n = int64(s.Attempts)
 	case logformat.PluginTime:
 		n = s.PluginTime / 1000
+	case logformat.CommonDuration:
+		n = o.span.of(s)
+	case logformat.UpstreamConnectionPoolReadyDuration:
+		n = millis(s.Start, s.UpstreamReady)
+	case logformat.GRPCStatusNumber:
+		if status, ok := grpcStatus(s); ok {
+			n = status
+		}
+	case logformat.UpstreamRemotePort:
+		if s.Host != nil && s.Host.IP.IsValid() {
+			n = int64(s.Host.IP.Port())
+		}
+	case logformat.DownstreamRemotePort:
+		if s.Peer.IsValid() && s.Client == s.Peer.Addr() {
+			n = int64(s.Peer.Port())
+		}
+	case logformat.DownstreamDirectRemotePort:
+		if s.Peer.IsValid() {
+			n = int64(s.Peer.Port())
+		}
 	case logformat.DownstreamLocalPort:
 		if a := local(s); a.IsValid() {
 			n = int64(a.Port())
@@ -320,7 +366,7 @@ func millis(from, to int64) int64 {
 // appendText writes the operators whose values are texts, as far as the limit of dst's length allows.
 func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 	switch o.id {
-	case logformat.Req, logformat.Resp, logformat.Trailer:
+	case logformat.Req, logformat.ReqWithoutQuery, logformat.Resp, logformat.Trailer:
 		value := o.header.value(o.id, s)
 		if value == nil {
 			value = o.other.value(o.id, s)
@@ -331,6 +377,9 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 		}
 		if value == nil {
 			return o.none(dst)
+		}
+		if at := bytes.IndexByte(value, '?'); at >= 0 && o.id == logformat.ReqWithoutQuery {
+			value = value[:at]
 		}
 		if o.length > 0 && len(value) > o.length {
 			value = value[:o.length]
@@ -364,6 +413,25 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 			return o.none(dst)
 		}
 		return o.texted(dst, s.Host.Address, limit)
+	case logformat.UpstreamRemoteAddressWithoutPort:
+		if s.Host == nil {
+			return o.none(dst)
+		}
+		if !s.Host.IP.IsValid() {
+			return o.texted(dst, s.Host.Address, limit)
+		}
+		return o.address(dst, s.Host.IP, false, limit)
+	case logformat.GRPCStatus:
+		status, ok := grpcStatus(s)
+		if !ok {
+			return o.none(dst)
+		}
+		return o.grpc(dst, status, limit)
+	case logformat.FilterChainName:
+		if s.Config == nil {
+			return o.none(dst)
+		}
+		return o.texted(dst, s.Config.ChainName(), limit)
 	case logformat.UpstreamCluster:
 		return o.texted(dst, s.ClusterName, limit)
 	case logformat.UpstreamTransportFailureReason:

@@ -21,12 +21,12 @@ import (
 var noon = time.Date(2026, 11, 24, 12, 34, 56, 7008009, time.UTC).UnixNano()
 
 func sample() *stream.Stream {
-	s := &stream.Stream{Worker: &worker.Worker{}}
+	s := &stream.Stream{Worker: &worker.Worker{}, Config: &stream.Config{Name: "web/inner"}}
 	s.Info = stream.Info{
 		ID: 0xabc, ConnectionID: 7, Peer: netip.MustParseAddrPort("10.1.2.3:4567"), Client: netip.MustParseAddr("10.1.2.3"),
 		StartWall: noon, Start: 1e9, RequestReceived: 1e9 + 2e6, UpstreamSent: 1e9 + 3e6, UpstreamReceived: 1e9 + 10e6, End: 1e9 + 25e6,
 		BytesReceived: 12, BytesSent: 3456, Status: 200, Attempts: 1, Details: "via_upstream",
-		Host: &cluster.Host{Address: "127.0.0.1:8080"}, ClusterName: "api", RouteName: "/api/*", HostName: "shop",
+		Host: &cluster.Host{Address: "127.0.0.1:8080", IP: netip.MustParseAddrPort("127.0.0.1:8080")}, ClusterName: "api", RouteName: "/api/*", HostName: "shop",
 	}
 	s.Request.SetMethodID(header.MethodGet)
 	s.Request.SetPath([]byte("/a?b=c"))
@@ -66,6 +66,11 @@ func TestText(t *testing.T) {
 		{"%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_TRANSPORT_FAILURE_REASON%", "127.0.0.1:8080 api 127.0.0.1:8080 - -"},
 		{"%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%", "10.1.2.3:4567 10.1.2.3 10.1.2.3:4567 - -"},
 		{"%ROUTE_NAME% %VIRTUAL_HOST_NAME% %STREAM_ID% %HOSTNAME% %CONNECTION_TERMINATION_DETAILS%", "/api/* shop id-1 " + host + " -"},
+		{"%REQ_WITHOUT_QUERY(:PATH)% %REQ_WITHOUT_QUERY(X-NONE?:PATH):1% %REQ_WITHOUT_QUERY(X-NONE)% %REQ_WITHOUT_QUERY(HOST)%", "/a / - shop.example.com"},
+		{"%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:ms)% %COMMON_DURATION(DS_RX_END:US_TX_END:us)% %COMMON_DURATION(DS_RX_BEG:DS_RX_END:ns)%", "10 1000 2000000"},
+		{"%COMMON_DURATION(DS_TX_END:DS_RX_BEG:ms)% %COMMON_DURATION(US_TX_BEG:DS_TX_END:ms)% %UPSTREAM_CONNECTION_POOL_READY_DURATION%", "- - -"},
+		{"%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT% %DOWNSTREAM_REMOTE_PORT% %DOWNSTREAM_DIRECT_REMOTE_PORT%", "127.0.0.1 8080 4567 4567"},
+		{"%FILTER_CHAIN_NAME% %GRPC_STATUS% %GRPC_STATUS_NUMBER% %REQUESTED_SERVER_NAME% %DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_PEER_SUBJECT%", "inner - - - - -"},
 		{"%START_TIME%", "2026-11-24T12:34:56.007Z"},
 		{"%START_TIME(%s.%6f %9f %f %3f)%", "1795523696.007008 007008009 007008009 007"},
 		{"[%START_TIME(%d/%b/%Y:%H:%M:%S %z)%]", "[24/Nov/2026:12:34:56 +0000]"},
@@ -205,13 +210,20 @@ func TestEveryOperator(t *testing.T) {
 	}
 	for _, o := range logformat.Operators() {
 		format := "%" + o.Name + "%"
-		if o.Argument == logformat.Header {
-			format = map[logformat.ID]string{logformat.Req: "%REQ(X-LONG)%", logformat.Resp: "%RESP(X-TOOK)%", logformat.Trailer: "%TRAILER(X-SUM)%"}[o.ID]
+		switch o.Argument {
+		case logformat.Header:
+			format = map[logformat.ID]string{
+				logformat.Req: "%REQ(X-LONG)%", logformat.ReqWithoutQuery: "%REQ_WITHOUT_QUERY(X-LONG)%", logformat.Resp: "%RESP(X-TOOK)%", logformat.Trailer: "%TRAILER(X-SUM)%",
+			}[o.ID]
+		case logformat.Span:
+			format = "%" + o.Name + "(DS_RX_BEG:DS_RX_END:ms)%"
 		}
 		s := sample()
+		s.UpstreamReady = s.Start
+		s.Request.AddString(header.ContentType, "", "application/grpc")
 		s.Flags = stream.FlagDownstreamProtocolError
 		s.Trace.On = true
-		if got := render(t, &configv1.AccessLog{Format: format}, s); (got == "-\n") != unknown[o.ID] {
+		if got := render(t, &configv1.AccessLog{Format: format}, s); (got == "-\n") != (unknown[o.ID] || o.ID.OfTLS()) { // TestOfTLS has those of TLS
 			t.Errorf("%s renders %q", format, got)
 		}
 	}

@@ -183,7 +183,7 @@ func (r *build) chain(o *configv1.Object, chain *configv1.FilterChain) *Chain {
 		return nil
 	}
 	if t := chain.GetTcp(); t != nil {
-		c.TCP = r.tcp(o, t)
+		c.TCP = r.tcp(o, chain.GetName(), t)
 	} else if h := r.https[chain.GetHttp()]; h != nil {
 		c.HTTP = r.http(o.GetListener(), h)
 	} else {
@@ -224,12 +224,13 @@ func (r *build) gates(c *Chain, uses []*configv1.FilterUse) error {
 	return nil
 }
 
-func (r *build) tcp(o *configv1.Object, t *configv1.TcpProxy) *tcpproxy.Config {
+func (r *build) tcp(o *configv1.Object, chain string, t *configv1.TcpProxy) *tcpproxy.Config {
 	prefix := t.GetStatPrefix()
 	if prefix == "" {
 		prefix = o.GetName()
 	}
 	c := &tcpproxy.Config{
+		Shown:       &stream.Config{Name: chain},
 		IdleTimeout: filter.Milliseconds(t.GetIdleTimeoutMs()),
 		Attempts:    max(1, int(t.GetMaxConnectAttempts())),
 		HashSource:  t.GetHashSource(),

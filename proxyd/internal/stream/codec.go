@@ -77,6 +77,12 @@ func Bulky(left int64, piece int) bool { return left >= bulkLeast && piece >= bu
 // Peered is a Downstream that knows the client's connection.
 type Peered interface{ Conn() *conn.Conn }
 
+// Shown is the client's side of something that logs see as a stream, when its connection is gone.
+type Shown interface {
+	// Transport is what stood between the socket and its handler; nil for a plain connection.
+	Transport() conn.Transport
+}
+
 // BulkEncoder is an encoder of either side whose body may take a way around it, from socket to socket.
 type BulkEncoder interface {
 	// BulkTarget is the connection that the next n bytes of the body may be spliced to as they are; nil when they may not.

@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"strings"
+
 	"retinue.dev/proxyd/internal/counters"
 )
 
@@ -26,6 +28,14 @@ type Config struct {
 	Logs []AccessLog
 	// Cells are the counters by worker.
 	Cells []*counters.HTTP
+}
+
+// ChainName is the name of the filter chain: the listener's where it has one alone.
+func (c *Config) ChainName() string {
+	if at := strings.IndexByte(c.Name, '/'); at >= 0 {
+		return c.Name[at+1:]
+	}
+	return c.Name
 }
 
 // AccessLog is told of a stream at its end, on the worker's thread. It takes what it needs from the stream, copied, and does not

@@ -33,8 +33,8 @@ const (
 	grpcUnauthenticated  = 16
 )
 
-// grpcStatus is the status of gRPC for one of HTTP (its doc/http-grpc-status-mapping.md).
-func (s *Stream) grpcStatus(status int) int {
+// GRPCStatus is the status of gRPC for one of HTTP (its doc/http-grpc-status-mapping.md).
+func (s *Stream) GRPCStatus(status int) int {
 	if s.Flags&(FlagUpstreamRequestTimeout|FlagMaxDuration|FlagDurationTimeout) != 0 {
 		return grpcDeadlineExceeded
 	}
@@ -60,7 +60,7 @@ const mostGRPCMessage = 512
 // has already stays.
 func (s *Stream) grpcReply(body []byte) {
 	h := &s.local
-	code := s.grpcStatus(h.Status)
+	code := s.GRPCStatus(h.Status)
 	h.Status = 200
 	h.SetString(header.ContentType, "", "application/grpc")
 	if !h.Has(header.GrpcStatus) {

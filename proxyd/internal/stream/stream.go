@@ -329,6 +329,11 @@ func (s *Stream) ResponsePaused() bool { return s.above > 0 }
 // Downstream is the codec of the stream.
 func (s *Stream) Downstream() Downstream { return s.down }
 
+// Record makes the stream one that is only shown to logs: a session of another protocol that has ended. The caller fills Info.
+func (s *Stream) Record(w *worker.Worker, config *Config, down Downstream) {
+	s.Worker, s.Config, s.down = w, config, down
+}
+
 // Plain tells that no filter stands between the client and the terminal: bytes may pass unseen.
 func (s *Stream) Plain() bool { return len(s.chain) == 0 }
 

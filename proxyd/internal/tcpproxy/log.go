@@ -1,6 +1,9 @@
 package tcpproxy
 
 import (
+	"net/netip"
+
+	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/upstream"
 )
@@ -14,13 +17,34 @@ var failureFlags = [...]stream.Flags{
 	upstream.ConnectionTimeout: stream.FlagUpstreamConnectionFailure,
 }
 
+// gone is a session's client for logs, when its connection is gone.
+type gone struct {
+	stream.Downstream
+	local     netip.AddrPort
+	transport conn.Transport
+}
+
+// LocalAddress is the address that the client connected to.
+func (s *gone) LocalAddress() netip.AddrPort { return s.local }
+
+// Transport implements stream.Shown.
+func (s *gone) Transport() conn.Transport { return s.transport }
+
+// note remembers of the client's connection what logs may ask for at its end.
+func (s *session) note(down *conn.Conn) {
+	if len(s.config.Logs) > 0 {
+		s.local, s.transport = down.LocalAddress(), down.Transport()
+	}
+}
+
 // log tells the access logs of a session that has ended. They see it as a stream without a request.
 func (s *session) log() {
 	if len(s.config.Logs) == 0 {
 		return
 	}
 	r := &s.filter.record
-	r.Worker = s.filter.Worker
+	s.filter.gone = gone{local: s.local, transport: s.transport}
+	r.Record(s.filter.Worker, s.config.Shown, &s.filter.gone)
 	r.Info = s.info()
 	r.End = s.filter.Worker.Now()
 	for _, l := range s.config.Logs {

@@ -139,5 +139,6 @@ func (s *session) adoptSockets(p *parcel.Parcel, t *handoffv1.Tunnel) error {
 		return fmt.Errorf("splice: %w", err)
 	}
 	s.down, s.up = down, up
+	s.note(down)
 	return nil
 }

@@ -35,6 +35,7 @@ type Config struct {
 	Cells       []*counters.TCP
 	Name        string // of the listener
 	Logs        []stream.AccessLog
+	Shown       *stream.Config // what they see of the configuration: the name of the chain
 	// Filter makes the sessions' network filters; nil for none.
 	Filter FilterFactory
 }
@@ -51,6 +52,7 @@ type Filter struct {
 	spares   int
 	open     int
 	record   stream.Stream // what logs are shown of a session that ends
+	gone     gone          // its client
 }
 
 // Open is how many sessions the filter has.
@@ -86,8 +88,9 @@ type session struct {
 	refused                bool // by the process that was to take it
 
 	id, read, written  uint64
-	start, wall, ready int64 // ns; ready is when the host was there
-	peer               netip.AddrPort
+	start, wall, ready int64          // ns; ready is when the host was there
+	peer, local        netip.AddrPort // local: where there are logs
+	transport          conn.Transport // of the client, for the logs
 	flags              stream.Flags
 	clusterName        string
 	details            string
@@ -111,6 +114,7 @@ func (f *Filter) Accept(down *conn.Conn, l *listener.Listener) {
 	s.timer.Callback = s
 	down.SetHandler(&s.client)
 	s.down = down
+	s.note(down)
 	s.link()
 	f.open++
 	s.cells[counters.TCPDownstreamCxTotal]++
