@@ -234,7 +234,7 @@ func (c *compiler) routeAction(n *schema.Node, match *configv1.RouteMatch) *conf
 	if n.Has("max_stream_duration") {
 		a.MaxStreamDurationMs = proto.Int64(n.Int("max_stream_duration"))
 	}
-	a.Retry = c.retry(n.Child("retry"))
+	a.Retry = c.retry(n.Child("retry"), n.Int("timeout"))
 	if b := n.Child("rewrite"); b != nil {
 		c.within(b, func() { c.rewrite(b, a, match) })
 	}

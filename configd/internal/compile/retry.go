@@ -17,19 +17,28 @@ var retryConditions = []string{
 	"envoy-ratelimited",
 }
 
-// retry compiles a retry block; nil for none.
-func (c *compiler) retry(n *schema.Node) *configv1.RetryPolicy {
+// retry compiles a retry block; nil for none. timeout is the route's, in milliseconds.
+func (c *compiler) retry(n *schema.Node, timeout int64) *configv1.RetryPolicy {
 	if n == nil {
 		return nil
 	}
 	p := &configv1.RetryPolicy{
 		Attempts: uint32(n.Int("attempts")), PerTryTimeoutMs: n.Int("per_try_timeout"),
 		BackOffMs: n.Int("back_off"), MaxBackOffMs: 10 * n.Int("back_off"), SameHost: !n.Bool("avoid_previous_hosts"),
+		HedgeOnPerTryTimeout: n.Bool("hedge_on_per_try_timeout"),
 	}
 	if n.Has("max_back_off") {
 		if p.MaxBackOffMs = n.Int("max_back_off"); p.MaxBackOffMs < p.BackOffMs {
 			c.diags.Report(diag.Exclusive, n.Range("max_back_off"), "Pauses end before they begin", "max_back_off is shorter than back_off.")
 		}
+	}
+	if p.PerTryTimeoutMs > 0 && timeout > 0 && p.PerTryTimeoutMs >= timeout {
+		c.diags.Report(diag.NoEffect, n.Range("per_try_timeout"), "No try is cut short",
+			"per_try_timeout is not below the route's timeout (15s where it says none), which ends all tries.")
+	}
+	if p.HedgeOnPerTryTimeout && p.PerTryTimeoutMs == 0 {
+		c.diags.Report(diag.NoEffect, n.Range("hedge_on_per_try_timeout"), "Nothing to hedge on",
+			"Without per_try_timeout no second try begins beside a first, but for clients of internal_networks that send x-envoy-upstream-rq-per-try-timeout-ms.")
 	}
 	for block, to := range map[string]*[]*configv1.FieldMatch{"response_header": &p.RetriableHeaders, "request_header": &p.RetriableRequestHeaders} {
 		for _, b := range n.All(block) {

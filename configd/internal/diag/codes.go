@@ -61,6 +61,7 @@ const (
 	InvalidOperator  Code = "E0412"
 	ShadowedRoute    Code = "W0401"
 	EmptyVirtualHost Code = "W0402"
+	NoEffect         Code = "W0403"
 )
 
 // Addresses and files.
@@ -147,6 +148,7 @@ func Entries() []Entry {
 		{InvalidOperator, "Invalid format operator", "A format holds Envoy's operators, %NAME%, %NAME(ARGUMENT)% or %NAME(ARGUMENT):LENGTH%; a per cent sign is %%."},
 		{ShadowedRoute, "Shadowed route", "An earlier route takes every request that this one could match. First match wins, in source order."},
 		{EmptyVirtualHost, "Virtual host without routes", "Every request to these domains is answered 404."},
+		{NoEffect, "Setting without effect", "Another setting of the same route takes the setting's effect away; the message names it."},
 		{InvalidAddress, "Invalid address", "An address is \"127.0.0.1:80\", \"[::]:80\" or \"unix:/path\" (at most 107 bytes)."},
 		{DuplicateAddress, "Address used twice", "Two listeners (or a listener and stats) claim the same address; both places are named. 0.0.0.0:80 and 127.0.0.1:80 are different addresses."},
 		{NameNotAddress, "Host name where an address is needed", "Names are resolved by discovery, never while a configuration is checked."},

@@ -85,6 +85,9 @@ func retries(p *configv1.RetryPolicy) string {
 	text := fmt.Sprintf("on %s, %d after the first try", strings.Join(on, ", "), max(p.GetAttempts(), 1))
 	if p.GetPerTryTimeoutMs() > 0 {
 		text += ", each within " + duration(p.GetPerTryTimeoutMs())
+		if p.GetHedgeOnPerTryTimeout() {
+			text += " or hedged: it goes on beside the next"
+		}
 	}
 	base := cmp.Or(p.GetBackOffMs(), 25)
 	text += fmt.Sprintf(", pauses of up to %s to %s", duration(base), duration(cmp.Or(p.GetMaxBackOffMs(), 10*base)))

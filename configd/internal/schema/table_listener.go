@@ -42,7 +42,7 @@ func httpBlock() *Block {
 			{Name: "access_log", Kind: References, Refers: "access_log", One: true, MaxLen: 16, Doc: "one access log or a list of them."},
 			{Name: "stat_prefix", Kind: String, MaxLen: 128, DefaultDoc: "the listener's name", Doc: "value of the metrics' label listener."},
 			{Name: "use_remote_address", Kind: Bool, Default: true, Doc: "append the peer's address to X-Forwarded-For and trust no header about it."},
-			{Name: "internal_networks", Kind: Strings, MaxLen: 1000, DefaultDoc: "none", Doc: "networks of clients whose x-envoy-* request headers hold (x-envoy-retry-on, -retry-grpc-on, -max-retries, -retriable-status-codes, -upstream-rq-timeout-ms, -upstream-rq-per-try-timeout-ms); everybody else's are removed."},
+			{Name: "internal_networks", Kind: Strings, MaxLen: 1000, DefaultDoc: "none", Doc: "networks of clients whose x-envoy-* request headers hold (x-envoy-retry-on, -retry-grpc-on, -max-retries, -retriable-status-codes, -retriable-header-names, -hedge-on-per-try-timeout, -upstream-rq-timeout-ms, -upstream-rq-per-try-timeout-ms); everybody else's are removed."},
 			{Name: "xff_num_trusted_hops", Kind: Int, Default: 0, Max: 100, Doc: "proxies in front whose X-Forwarded-For entries are trusted."},
 			{Name: "generate_request_id", Kind: Bool, Default: true, Doc: "give each request an X-Request-Id."},
 			{Name: "preserve_external_request_id", Kind: Bool, Default: true, Doc: "keep the X-Request-Id that a client sent."},

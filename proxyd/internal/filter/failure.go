@@ -51,19 +51,24 @@ var resets = [...]failure{
 // OnPoolFailure implements upstream.Callbacks.
 func (at *attempt) OnPoolFailure(why upstream.Failure, host *cluster.Host) {
 	r, s := at.router, at.stream
-	r.queued, r.pending = false, nil
+	at.queued, at.pending = false, nil
 	if host != nil {
 		s.Host = host
 	}
 	switch why {
 	case upstream.ConnectionTimeout:
-		if r.tryAgain(s, stream.ResetConnectTimeout, false) {
+		if r.tryAgain(at, stream.ResetConnectTimeout, false) {
 			return
 		}
 	case upstream.ConnectionFailure:
-		if r.tryAgain(s, stream.ResetConnectionFailure, false) {
+		if r.tryAgain(at, stream.ResetConnectionFailure, false) {
 			return
 		}
+	}
+	if r.rivals(at) {
+		r.charge(s, 503)
+		r.over(at)
+		return
 	}
 	switch why {
 	case upstream.NoCluster:
@@ -90,20 +95,17 @@ func (at *attempt) OnPoolFailure(why upstream.Failure, host *cluster.Host) {
 // OnReset implements stream.ResponseDecoder.
 func (at *attempt) OnReset(reason stream.ResetReason, detail string) {
 	r, s := at.router, at.stream
-	r.encoder = nil
-	if r.upAbove {
-		r.upAbove = false
-		s.ResumeRequest()
-	}
+	at.encoder = nil
+	at.keepUp()
 	if s.Overdue() && !s.ResponseHeadSent() { // a server that was told the same deadline (gRPC) may give up a moment before we do
 		r.OnTimeout(s)
 		return
 	}
-	if r.retry.open && !r.headersSeen && r.tryAgain(s, reason, true) {
+	if !r.headersSeen && r.tryAgain(at, reason, true) {
 		return
 	}
 	// Where the policy decides about such an end, its answer is the last one: no try goes beyond its budget.
-	if decided := r.retry.policy != nil && r.retry.wantsReset(reason, true); !decided && r.retriable(s, reason) {
+	if decided := r.retry.policy != nil && r.retry.wantsReset(reason, true); !decided && !at.overtaken && r.retriable(s, reason) {
 		r.retried = true
 		if config := r.shared.Upstream.Cluster(r.target.handle); config != nil {
 			config.Cells[s.Worker.ID][counters.ClusterUpstreamRqRetry]++
@@ -111,13 +113,18 @@ func (at *attempt) OnReset(reason stream.ResetReason, detail string) {
 		r.connect(s)
 		return
 	}
-	s.UpstreamFailure = detail
+	if r.rivals(at) {
+		r.charge(s, resets[reason].status)
+		r.over(at)
+		return
+	}
+	s.Host, s.UpstreamFailure = at.host, detail
 	r.fail(s, reason)
 }
 
-// tryAgain asks the policy about a try that ended without a response.
-func (r *Router) tryAgain(s *stream.Stream, reason stream.ResetReason, began bool) bool {
-	return r.retry.open && !r.interim && r.again(s, r.retry.wantsReset(reason, began))
+// tryAgain asks the policy about a try that ended without a response. One that another overtook has been repeated already.
+func (r *Router) tryAgain(at *attempt, reason stream.ResetReason, began bool) bool {
+	return r.retry.open && !at.overtaken && r.again(at.stream, r.retry.wantsReset(reason, began))
 }
 
 // fail answers for the upstream, or cuts the response that it has begun.
@@ -149,7 +156,7 @@ func (r *Router) retriable(s *stream.Stream, reason stream.ResetReason) bool {
 	if reason == stream.ResetRefused { // the server says that it has done nothing (RFC 9113 8.7)
 		return !r.retried && !r.bodySent && !r.interim && !r.headersSeen
 	}
-	if !r.reused || r.retried || r.interim || r.headersSeen || r.bodySent || reason != stream.ResetConnectionTermination {
+	if !r.try.reused || r.retried || r.interim || r.headersSeen || r.bodySent || reason != stream.ResetConnectionTermination {
 		return false
 	}
 	switch s.Request.MethodID() {

@@ -10,7 +10,7 @@ import (
 
 // Mover is the upstream connection of a tunnel that could move to another process; nil when there is none.
 func (r *Router) Mover() upstream.Mover {
-	if m, ok := r.encoder.(upstream.Mover); ok && r.headersSeen && r.body.Len() == 0 && m.Movable() {
+	if m, ok := r.try.encoder.(upstream.Mover); ok && r.headersSeen && r.body.Len() == 0 && m.Movable() {
 		return m
 	}
 	return nil
@@ -18,7 +18,7 @@ func (r *Router) Mover() upstream.Mover {
 
 // Describe packs the router of a tunnel.
 func (r *Router) Describe(u *handoffv1.Upgraded) {
-	u.ServerAbove, u.ClientAbove = r.upAbove, r.downAbove
+	u.ServerAbove, u.ClientAbove = r.try.above, r.downAbove
 }
 
 // Adopt makes the router of a tunnel out of what another process described, with its upstream connection. The route was
@@ -32,8 +32,8 @@ func (r *Router) Adopt(s *stream.Stream, shared *Shared, routes *Routes, handle 
 		return nil, err
 	}
 	s.Host = host
-	r.encoder, r.headersSeen, r.bodySent, r.interim = m, true, true, true
+	r.try.encoder, r.headersSeen, r.bodySent, r.interim = m, true, true, true
 	r.ended = u.GetRequestEnded()
-	r.upAbove, r.downAbove = u.GetServerAbove(), u.GetClientAbove()
+	r.try.above, r.downAbove = u.GetServerAbove(), u.GetClientAbove()
 	return m, nil
 }

@@ -34,6 +34,7 @@ const (
 	onUnavailable
 	onRateLimited
 	onStatusCodes
+	onHeaders
 )
 
 var conditionNames = map[string]conditions{
@@ -66,6 +67,7 @@ type retryPolicy struct {
 	backOff    int64 // ns
 	maxBackOff int64
 	sameHost   bool
+	hedge      bool          // a try that takes too long goes on beside the next
 	response   []route.Field // responses that one of these holds for are tried again too
 	request    []route.Field // any: only requests that one of these holds for are tried again
 }
@@ -78,7 +80,7 @@ func compileRetry(c *configv1.RetryPolicy) (*retryPolicy, error) {
 		return nil, nil
 	}
 	p := &retryPolicy{
-		attempts: int(c.GetAttempts()), perTry: Milliseconds(c.GetPerTryTimeoutMs()), sameHost: c.GetSameHost(),
+		attempts: int(c.GetAttempts()), perTry: Milliseconds(c.GetPerTryTimeoutMs()), sameHost: c.GetSameHost(), hedge: c.GetHedgeOnPerTryTimeout(),
 		backOff: Milliseconds(c.GetBackOffMs()), maxBackOff: Milliseconds(c.GetMaxBackOffMs()),
 	}
 	for _, name := range c.GetOn() {
@@ -100,6 +102,10 @@ func compileRetry(c *configv1.RetryPolicy) (*retryPolicy, error) {
 			return nil, fmt.Errorf("retry: status %d is not between 400 and 599", code)
 		}
 		p.statuses[code/64] |= 1 << (code % 64)
+		p.on |= onStatusCodes
+	}
+	if len(p.response) > 0 {
+		p.on |= onHeaders
 	}
 	if p.attempts <= 0 {
 		p.attempts = 1
@@ -141,7 +147,7 @@ func (p *retrying) wantsResponse(h *header.Response, scratch []byte) bool {
 		return true
 	case p.on&onStatusCodes != 0 && slices.Contains(p.codes[:], uint16(status)):
 		return true
-	case p.on&onRateLimited != 0 && h.HasName(rateLimited):
+	case p.on&onRateLimited != 0 && h.HasName(rateLimited), p.on&onHeaders != 0 && p.named(h):
 		return true
 	}
 	for i := range p.policy.response {
@@ -157,16 +163,32 @@ func (p *retrying) wantsResponse(h *header.Response, scratch []byte) bool {
 	return err == nil && code > 0 && code < len(grpcConditions) && p.on&grpcConditions[code] != 0
 }
 
+// named tells whether the response has a field that the request named. Of a list that is longer than anybody needs the rest says
+// nothing.
+func (p *retrying) named(h *header.Response) bool {
+	list, more := p.names, len(p.names) > 0
+	for n := 0; more && n < mostNames; n++ {
+		var name []byte
+		name, list, more = bytes.Cut(list, comma)
+		if name = header.TrimSpace(name); len(name) > 0 && h.HasName(name) {
+			return true
+		}
+	}
+	return false
+}
+
 // retrying is the state of a router whose route has a policy. It begins when the request goes upstream for the first time and is
 // over when the client has the head of a response.
 type retrying struct {
 	policy  *retryPolicy
 	on      conditions  // the policy's, and what the request asks for
 	codes   [4]uint16   // what the request asks for; 0: none
+	names   []byte      // likewise, of response headers
 	perTry  int64       // ns; 0 off
 	timer   timer.Timer // a try's time-out, or the pause before the next one
 	left    int
 	pause   int64 // ns: the longest the next pause may be
+	hedge   bool  // a try that takes too long goes on beside the next
 	open    bool  // another try is possible: the body is kept
 	waiting bool  // the timer is a pause
 	counted bool  // in the gauge of active retries
@@ -175,17 +197,21 @@ type retrying struct {
 // begin arms the policy for a request, before its first try.
 func (r *Router) beginRetrying() {
 	if r.retry.policy == nil {
-		if r.retry.policy = r.action.retry; r.retry.policy == nil {
+		if r.action.retry == nil {
 			return
 		}
-		r.retry.on, r.retry.perTry, r.retry.left = r.retry.policy.on, r.retry.policy.perTry, r.retry.policy.attempts
+		r.retry.take(r.action.retry)
 	}
 	p := r.retry.policy
 	if len(p.request) > 0 && !r.requestAllows(p) {
 		return
 	}
 	r.retry.pause, r.retry.open = p.backOff, true
-	r.retry.timer.Callback = &r.attempt
+	r.retry.timer.Callback = r
+}
+
+func (p *retrying) take(policy *retryPolicy) {
+	p.policy, p.on, p.perTry, p.left, p.hedge = policy, policy.on, policy.perTry, policy.attempts, policy.hedge
 }
 
 // endRetrying gives up the possibility of another try, and what it costs.
@@ -193,7 +219,7 @@ func (r *Router) endRetrying(s *stream.Stream) {
 	if !r.retry.open {
 		return
 	}
-	r.retry.open = false
+	r.retry.open, r.retry.waiting = false, false
 	s.Worker.Timers.Stop(&r.retry.timer)
 	if r.retry.counted {
 		r.retry.counted = false
@@ -201,7 +227,7 @@ func (r *Router) endRetrying(s *stream.Stream) {
 			cells[counters.ClusterUpstreamRqRetryActive]--
 		}
 	}
-	if r.encoder != nil {
+	if r.try.encoder != nil {
 		r.body.Release(&s.Worker.Pool) // it has been sent
 	}
 }
@@ -217,7 +243,8 @@ var rateLimited = []byte("x-envoy-ratelimited")
 
 // controls are the headers by which a trusted client says how its request is to be served.
 var controls = header.MaskOf(header.XEnvoyUpstreamRqTimeoutMs, header.XEnvoyUpstreamRqPerTryTimeoutMs, header.XEnvoyMaxRetries,
-	header.XEnvoyRetryOn, header.XEnvoyRetryGrpcOn, header.XEnvoyRetriableStatusCodes)
+	header.XEnvoyRetryOn, header.XEnvoyRetryGrpcOn, header.XEnvoyRetriableStatusCodes, header.XEnvoyRetriableHeaderNames,
+	header.XEnvoyHedgeOnPerTryTimeout)
 
 // controlled takes what a trusted client says about time-outs and retries. It has the last word, as with Envoy; what cannot be
 // read says nothing.
@@ -227,7 +254,7 @@ func (r *Router) controlled(b *header.Block) {
 	}
 	t := &r.retry
 	if p := r.action.retry; p != nil {
-		t.policy, t.on, t.perTry, t.left = p, p.on, p.perTry, p.attempts
+		t.take(p)
 	}
 	asked := conditionsOf(b.Get(header.XEnvoyRetryOn)) | conditionsOf(b.Get(header.XEnvoyRetryGrpcOn))
 	if t.policy == nil {
@@ -246,6 +273,13 @@ func (r *Router) controlled(b *header.Block) {
 	if r.timeout > 0 && t.perTry >= r.timeout {
 		t.perTry = 0
 	}
+	switch string(b.Get(header.XEnvoyHedgeOnPerTryTimeout)) {
+	case "true":
+		t.hedge = true
+	case "false":
+		t.hedge = false
+	}
+	t.names = b.Get(header.XEnvoyRetriableHeaderNames)
 	list, more := b.Get(header.XEnvoyRetriableStatusCodes), true
 	for i := 0; more && i < len(t.codes); i++ {
 		var item []byte
@@ -260,6 +294,7 @@ func (r *Router) controlled(b *header.Block) {
 const (
 	maxMilliseconds = 24 * 60 * 60 * 1000
 	mostRetries     = 100
+	mostNames       = 16 // of headers
 )
 
 var comma = []byte(",")
@@ -269,9 +304,12 @@ func conditionsOf(list []byte) (on conditions) {
 	for more := len(list) > 0; more; {
 		var item []byte
 		item, list, more = bytes.Cut(list, comma)
-		if item = header.TrimSpace(item); string(item) == "retriable-status-codes" {
+		switch item = header.TrimSpace(item); string(item) {
+		case "retriable-status-codes":
 			on |= onStatusCodes
-		} else {
+		case "retriable-headers":
+			on |= onHeaders
+		default:
 			on |= conditionNames[string(item)]
 		}
 	}
@@ -360,18 +398,23 @@ func retryAllowed(config *upstream.Config) bool {
 }
 
 // OnTimer implements timer.Callback: a pause is over, or a try took too long.
-func (at *attempt) OnTimer(*timer.Timer, int64) {
-	r, s := at.router, at.stream
+func (r *Router) OnTimer(*timer.Timer, int64) {
+	at, s := r.try, r.attempt.stream
 	if r.retry.waiting {
 		r.retry.waiting = false
 		r.connect(s)
+		return
+	}
+	r.late(at)
+	if r.retry.hedge { // not counted as a time-out, as with Envoy: nothing was given up
+		at.overtaken = r.again(s, true)
 		return
 	}
 	if cells := r.clusterCells(s); cells != nil {
 		cells[counters.ClusterUpstreamRqPerTryTimeout]++
 	}
 	s.Flags |= stream.FlagUpstreamRequestTimeout
-	r.dropTry(stream.ResetLocal)
+	at.drop(stream.ResetLocal)
 	if r.again(s, r.retry.on&(on5xx|onGatewayError|onReset) != 0) {
 		s.Flags &^= stream.FlagUpstreamRequestTimeout // only the last try's end is the request's
 		return
@@ -380,34 +423,13 @@ func (at *attempt) OnTimer(*timer.Timer, int64) {
 	s.LocalReply(504, "upstream request timeout", 0, detailPerTryTimeout)
 }
 
-// dropTry gives up the try under way.
-func (r *Router) dropTry(reason stream.ResetReason) {
-	r.queued = false
-	if r.pending != nil {
-		r.pending.Cancel()
-		r.pending = nil
-	}
-	if encoder := r.encoder; encoder != nil {
-		r.encoder = nil
-		encoder.Reset(reason)
-	}
-	r.keepUp()
-}
-
-// dropResponse gives up a response that is thrown away for another try. One that is complete leaves its connection as it is.
-func (r *Router) dropResponse(end bool) {
-	if end && r.ended {
-		r.encoder = nil
-		r.keepUp()
+// late tells the outlier detection of a host that has not answered in time, once a try.
+func (r *Router) late(at *attempt) {
+	if at.late || !at.out() || at.host == nil {
 		return
 	}
-	r.dropTry(stream.ResetLocal)
-}
-
-// keepUp lets the client go on that waited for an upstream that is gone.
-func (r *Router) keepUp() {
-	if r.upAbove {
-		r.upAbove = false
-		r.attempt.stream.ResumeRequest()
+	at.late = true
+	if config := r.shared.Upstream.Cluster(r.target.handle); config != nil {
+		at.host.Record(at.stream.Worker.ID, config.Outlier, 504)
 	}
 }

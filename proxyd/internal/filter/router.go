@@ -18,8 +18,10 @@ type Shared struct {
 	scratch  []byte
 	machine  substitution.Machine
 
-	freeMirrors *mirror
-	keptMirrors int
+	freeMirrors  *mirror
+	keptMirrors  int
+	freeAttempts *attempt
+	keptAttempts int
 }
 
 // NewShared makes it for a worker.
@@ -30,13 +32,13 @@ func NewShared(m *upstream.Manager) *Shared {
 // Router ends the filter chain of one stream: it finds the route, answers by itself or sends the request upstream, and brings
 // the response back. It is a part of the stream's memory: Begin for each request, no end of its own.
 type Router struct {
-	attempt attempt
+	attempt attempt  // the first try
+	try     *attempt // the newest, in the end the one that answers the client
+	older   *attempt // tries before it that are out still: hedged
 	shared  *Shared
 	routes  *Routes
 	action  *action
 
-	pending  *upstream.Pending
-	encoder  stream.RequestEncoder
 	body     buffer.Chain // came while there was no connection
 	target   *target
 	mirrors  []*mirror
@@ -51,15 +53,12 @@ type Router struct {
 	grpcDeadline int64 // ns; 0: none
 
 	matched      bool // action is what the routes say, nil for a miss
-	queued       bool // waiting for a connection
 	paused       bool // the client, until there is a connection
-	upAbove      bool // the upstream does not keep up
 	downAbove    bool // the client does not
 	headersEnd   bool // the request is its head alone
 	ended        bool // the request has ended, maybe with bytes in body
 	trailers     bool // and with trailers
 	bodySent     bool // some of the body went upstream: it cannot be sent again
-	reused       bool // the connection served before
 	retried      bool
 	interim      bool // something came from the upstream
 	headersSeen  bool // the response has begun
@@ -69,15 +68,10 @@ type Router struct {
 // mostTried is how many hosts that failed are avoided (Envoy's previous_hosts).
 const mostTried = 3
 
-// attempt is the router's other face: what the pool and the client codec call.
-type attempt struct {
-	router *Router
-	stream *stream.Stream
-}
-
 // Begin makes the router ready for a stream.
 func (r *Router) Begin(s *stream.Stream, shared *Shared, routes *Routes) {
 	*r = Router{attempt: attempt{router: r, stream: s}, shared: shared, routes: routes}
+	r.try = &r.attempt
 }
 
 // match finds the request's route, once: the filters of the route must not be changed by what they change.
@@ -172,16 +166,17 @@ func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
 			r.hashMade = a.hash.key(s, &r.choice)
 		}
 	}
+	r.timeout = a.timeout
+	if s.Internal && s.Request.HasAny(&controls) {
+		r.controlled(&s.Request.Block)
+		s.Request.RemoveAny(&controls) // said to us alone
+	}
 	if a.mirrors != nil {
 		r.mirror(s, end)
 	}
 	if t := s.GRPCTimeout(); t > 0 { // counts from the request's first byte, whatever the route says
 		r.grpcDeadline = s.Start + t
 		s.SetRouteDeadline(r.grpcDeadline)
-	}
-	r.timeout = a.timeout
-	if s.Internal && s.Request.HasAny(&controls) {
-		r.controlled(&s.Request.Block)
 	}
 	r.headersEnd, r.ended = end, end
 	if end || s.RequestEnded() {
@@ -257,72 +252,16 @@ func (r *Router) setDeadline(s *stream.Stream, at int64) {
 	s.SetRouteDeadline(at)
 }
 
-// connect asks the pool for a connection.
-func (r *Router) connect(s *stream.Stream) {
-	r.queued = true
-	r.startTry(s)
-	var choice *cluster.Choice
-	if r.target.choosy {
-		choice = &r.choice
-	}
-	pending := r.shared.Upstream.NewStream(r.target.handle, r.tried[:r.tries], choice, &r.attempt, &r.attempt)
-	if !r.queued || pending == nil {
-		return
-	}
-	r.pending = pending
-	if !r.ended && !r.paused {
-		r.paused = true
-		s.PauseRequest()
-	}
-}
-
-// OnPoolReady implements upstream.Callbacks.
-func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host, reused bool) {
-	r, s := at.router, at.stream
-	r.queued, r.pending = false, nil
-	r.encoder, r.reused = encoder, reused
-	s.Host, s.UpstreamReady = host, s.Worker.Now()
-	s.Attempts++
-	if r.downAbove {
-		encoder.ReadDisable(true)
-	}
-	if p := r.retry.policy; p != nil && !p.sameHost && r.tries < mostTried {
-		r.tried[r.tries] = host
-		r.tries++
-	}
-	encoder.EncodeHeaders(&s.Request, r.headersEnd)
-	for sent := 0; sent < r.body.Len(); {
-		piece := r.body.From(sent)
-		sent += len(piece)
-		r.bodySent = true
-		encoder.EncodeData(piece, sent == r.body.Len() && r.ended && !r.trailers)
-		if r.encoder == nil {
-			return
-		}
-	}
-	if !r.retry.open {
-		r.body.Release(&s.Worker.Pool)
-	}
-	switch {
-	case r.trailers:
-		encoder.EncodeTrailers(&s.RequestTrailers)
-	case r.ended && !r.headersEnd && !r.bodySent:
-		encoder.EncodeData(nil, true)
-	}
-	if r.ended {
-		s.UpstreamSent = s.Worker.Now()
-	}
-	if r.paused {
-		r.paused = false
-		s.ResumeRequest()
-	}
-}
-
 // Buffered is the bytes that wait for the upstream, or for another try.
 func (r *Router) Buffered() int {
 	n := r.body.Len()
-	if r.encoder != nil {
-		n += r.encoder.BufferedBytes()
+	if r.try.encoder != nil {
+		n += r.try.encoder.BufferedBytes()
+	}
+	for at := r.older; at != nil; at = at.next {
+		if at.encoder != nil {
+			n += at.encoder.BufferedBytes()
+		}
 	}
 	return n
 }
@@ -339,21 +278,21 @@ func (r *Router) DecodeData(s *stream.Stream, data []byte, end bool) {
 		return // answered early: nobody waits for the rest
 	}
 	r.keepBody(s, data)
-	if r.encoder == nil {
+	if r.try.encoder == nil {
 		return
 	}
 	if len(data) > 0 {
 		r.bodySent = true
 	}
-	r.encoder.EncodeData(data, end)
+	r.try.encoder.EncodeData(data, end)
 }
 
 // keepBody keeps what there is nobody to send to yet, or what another try would need, within the stream's limit.
 func (r *Router) keepBody(s *stream.Stream, data []byte) {
-	if r.encoder != nil && !r.retry.open {
+	if r.try.encoder != nil && !r.retry.open {
 		return
 	}
-	if r.encoder != nil && r.body.Len()+len(data) > s.Config.BufferLimit {
+	if r.try.encoder != nil && r.body.Len()+len(data) > s.Config.BufferLimit {
 		if cells := r.clusterCells(s); cells != nil {
 			cells[counters.ClusterRetryOrShadowAbandoned]++
 		}
@@ -370,8 +309,8 @@ func (r *Router) DecodeTrailers(s *stream.Stream) {
 		r.mirrorTrailers()
 	}
 	r.endRequest(s)
-	if r.encoder != nil && !r.responseDone {
-		r.encoder.EncodeTrailers(&s.RequestTrailers)
+	if r.try.encoder != nil && !r.responseDone {
+		r.try.encoder.EncodeTrailers(&s.RequestTrailers)
 	}
 }
 
@@ -380,8 +319,9 @@ func (r *Router) endRequest(s *stream.Stream) {
 	if s.Tunnel() {
 		return
 	}
-	if r.encoder != nil {
-		s.UpstreamSent = s.Worker.Now()
+	if r.try.encoder != nil {
+		r.try.sent = s.Worker.Now()
+		s.UpstreamSent = r.try.sent
 	}
 	r.startTimeout(s)
 	r.startTry(s)
@@ -390,157 +330,74 @@ func (r *Router) endRequest(s *stream.Stream) {
 // OnDownstreamAboveHigh implements stream.Terminal.
 func (r *Router) OnDownstreamAboveHigh(*stream.Stream) {
 	r.downAbove = true
-	if r.encoder != nil && !r.responseDone {
-		r.encoder.ReadDisable(true)
-	}
+	r.readDisable(true)
 }
 
 // OnDownstreamBelowLow implements stream.Terminal.
 func (r *Router) OnDownstreamBelowLow(*stream.Stream) {
 	r.downAbove = false
-	if r.encoder != nil && !r.responseDone {
-		r.encoder.ReadDisable(false)
+	r.readDisable(false)
+}
+
+func (r *Router) readDisable(disable bool) {
+	if r.try.encoder != nil && !r.responseDone {
+		r.try.encoder.ReadDisable(disable)
 	}
-}
-
-// OnAboveHigh implements stream.ResponseDecoder.
-func (at *attempt) OnAboveHigh() {
-	if r := at.router; !r.upAbove {
-		r.upAbove = true
-		at.stream.PauseRequest()
-	}
-}
-
-// OnBelowLow implements stream.ResponseDecoder.
-func (at *attempt) OnBelowLow() {
-	if r := at.router; r.upAbove {
-		r.upAbove = false
-		at.stream.ResumeRequest()
-	}
-}
-
-// DecodeInterim implements stream.ResponseDecoder.
-func (at *attempt) DecodeInterim(h *header.Response) {
-	at.router.interim = true
-	at.stream.EncodeInterim(h)
-}
-
-// DecodeHeaders implements stream.ResponseDecoder.
-func (at *attempt) DecodeHeaders(h *header.Response, end bool) {
-	r, s := at.router, at.stream
-	if r.retry.open {
-		if r.retry.wantsResponse(h, r.shared.scratch) && r.again(s, true) {
-			r.dropResponse(end)
-			return
+	for at := r.older; at != nil; at = at.next {
+		if at.encoder != nil {
+			at.encoder.ReadDisable(disable)
 		}
-		if r.retry.counted && !r.retry.wantsResponse(h, r.shared.scratch) {
-			if cells := r.clusterCells(s); cells != nil {
-				cells[counters.ClusterUpstreamRqRetrySuccess]++
-			}
-		}
-		r.endRetrying(s)
 	}
-	r.headersSeen = true
-	s.UpstreamReceived = s.Worker.Now()
-	if h.Status == 101 || s.Request.MethodID() == header.MethodConnect && h.Status/100 == 2 {
-		s.BeginTunnel()
-	}
-	r.edited(s, h)
-	if end {
-		r.endResponse(s)
-	}
-	s.EncodeHeaders(h, end)
-	if end && !s.Finished() {
-		s.KeepResponse()
-	}
-}
-
-// DecodeData implements stream.ResponseDecoder.
-func (at *attempt) DecodeData(data []byte, end bool) {
-	r, s := at.router, at.stream
-	if end {
-		r.endResponse(s)
-	}
-	s.EncodeData(data, end)
-	if end && !s.Finished() {
-		s.KeepResponse()
-	}
-}
-
-// BulkTarget implements stream.BulkDecoder: nobody but the client's codec wants to see the bytes.
-func (at *attempt) BulkTarget(n int64) *conn.Conn {
-	s := at.stream
-	if !s.Plain() || s.Tunnel() || at.router.downAbove {
-		return nil
-	}
-	if down, ok := s.Downstream().(stream.BulkEncoder); ok {
-		return down.BulkTarget(n)
-	}
-	return nil
-}
-
-// OnBulk implements stream.BulkDecoder.
-func (at *attempt) OnBulk(n int) {
-	s := at.stream
-	s.BytesSent += uint64(n)
-	s.Touch()
-	s.Downstream().(stream.BulkEncoder).OnBulk(n)
 }
 
 // RequestTarget is the connection that the next n bytes of the request's body may be spliced to; nil when somebody in between
 // wants to see them, or may want to send them again.
 func (r *Router) RequestTarget(s *stream.Stream, n int64) *conn.Conn {
-	if !s.Plain() || s.Tunnel() || r.encoder == nil || r.responseDone || r.retry.open || r.upAbove || len(r.mirrors) > 0 {
+	if !s.Plain() || s.Tunnel() || r.try.encoder == nil || r.responseDone || r.retry.open || r.try.above || len(r.mirrors) > 0 {
 		return nil
 	}
-	if up, ok := r.encoder.(stream.BulkEncoder); ok {
+	if up, ok := r.try.encoder.(stream.BulkEncoder); ok {
 		return up.BulkTarget(n)
 	}
 	return nil
 }
 
-// DecodeTrailers implements stream.ResponseDecoder.
-func (at *attempt) DecodeTrailers(t *header.Block) {
-	r, s := at.router, at.stream
-	r.endResponse(s)
-	s.EncodeTrailers(t)
-	if !s.Finished() {
-		s.KeepResponse()
-	}
-}
-
-func (r *Router) endResponse(s *stream.Stream) {
-	if !s.Tunnel() { // the other half of a tunnel goes on
-		r.responseDone, r.encoder = true, nil
-	}
-	s.UpstreamEnded = s.Worker.Now()
-}
-
 // OnClosed implements stream.Terminal.
 func (r *Router) OnClosed(s *stream.Stream) {
 	r.endRetrying(s)
-	r.queued = false
 	if len(r.mirrors) > 0 {
 		r.mirrorsFed(true)
 	}
-	if r.pending != nil {
-		r.pending.Cancel()
-		r.pending = nil
+	if r.older != nil {
+		r.dropOlder()
 	}
-	if encoder := r.encoder; encoder != nil {
-		r.encoder = nil
-		if !r.responseDone {
-			encoder.Reset(stream.ResetLocal)
-		}
+	at := r.try
+	if r.responseDone {
+		at.encoder = nil
+	}
+	at.drop(stream.ResetLocal)
+	if at != &r.attempt {
+		r.try = &r.attempt
+		r.shared.give(at)
 	}
 	r.body.Release(&s.Worker.Pool)
 }
 
 // OnTimeout implements stream.Terminal.
 func (r *Router) OnTimeout(s *stream.Stream) {
+	r.timedOut(s, r.try)
+	for at := r.older; at != nil; at = at.next {
+		r.timedOut(s, at)
+	}
+	s.LocalReply(504, "upstream request timeout", stream.FlagUpstreamRequestTimeout, detailTimeout)
+}
+
+func (r *Router) timedOut(s *stream.Stream, at *attempt) {
 	if cells := r.clusterCells(s); cells != nil {
 		cells[counters.ClusterUpstreamRqTimeout]++
 	}
+	if !r.headersSeen {
+		r.late(at)
+	}
 	r.charge(s, 504)
-	s.LocalReply(504, "upstream request timeout", stream.FlagUpstreamRequestTimeout, detailTimeout)
 }

@@ -343,3 +343,81 @@ func TestRetryByHeaders(t *testing.T) {
 		})
 	}
 }
+
+// TestLateHostsAreJudged: a host that does not answer in time counts as one that failed, by whichever time-out, and once a try.
+func TestLateHostsAreJudged(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		policy *configv1.RetryPolicy
+		failed uint64
+	}{
+		{"the request's time-out", nil, 1},
+		{"a try's", &configv1.RetryPolicy{On: []string{"5xx"}, PerTryTimeoutMs: 100}, 2},
+		{"a hedge's", hedges(), 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			timeout := int64(1000)
+			h := defaults()
+			a := h.VirtualHosts[0].Routes[0].GetRoute()
+			a.Retry, a.TimeoutMs = test.policy, &timeout
+			s := newSimCluster(t, &configv1.Cluster{Name: "up", ConnectTimeoutMs: 5000, OutlierDetection: &configv1.OutlierDetection{Consecutive_5Xx: 100}}, h)
+			hosts := s.manager.Cluster(0).Hosts
+			hosts.Observe(1)
+			c := s.client()
+			c.Send([]byte(get))
+			for range 12 {
+				s.turn()
+				s.net.Advance(int64(100 * time.Millisecond))
+			}
+			s.turn()
+			if got := string(c.ReceiveAll()); !strings.HasPrefix(got, "HTTP/1.1 504 ") {
+				t.Errorf("answered %.40q", got)
+			}
+			if o := hosts.Hosts[0].Sum(); o.Failed != test.failed || o.Total != test.failed {
+				t.Errorf("the host failed %d times of %d, want %d", o.Failed, o.Total, test.failed)
+			}
+		})
+	}
+}
+
+// TestRetriableHeaderNames: a trusted client names headers of responses that are to be tried again.
+func TestRetriableHeaderNames(t *testing.T) {
+	many := strings.Repeat("x-other,", 16)
+	for _, test := range []struct {
+		name    string
+		trusted string
+		policy  *configv1.RetryPolicy
+		headers string
+		retry   bool
+	}{
+		{"one of them", "198.51.100.0/24", nil, "X-Envoy-Retry-On: retriable-headers\r\nX-Envoy-Retriable-Header-Names: x-a, ,X-Again \r\n", true},
+		{"none of them", "198.51.100.0/24", nil, "X-Envoy-Retry-On: retriable-headers\r\nX-Envoy-Retriable-Header-Names: x-a,x-b\r\n", false},
+		{"without the condition", "198.51.100.0/24", nil, "X-Envoy-Retry-On: 5xx\r\nX-Envoy-Retriable-Header-Names: x-again\r\n", false},
+		{"an empty list", "198.51.100.0/24", nil, "X-Envoy-Retry-On: retriable-headers\r\nX-Envoy-Retriable-Header-Names:\r\n", false},
+		{"too long a list", "198.51.100.0/24", nil, "X-Envoy-Retry-On: retriable-headers\r\nX-Envoy-Retriable-Header-Names: " + many + "x-again\r\n", false},
+		{"by a stranger", "10.0.0.0/8", nil, "X-Envoy-Retry-On: retriable-headers\r\nX-Envoy-Retriable-Header-Names: x-again\r\n", false},
+		{
+			"with a policy of the route that goes by headers", "198.51.100.0/24",
+			&configv1.RetryPolicy{RetriableHeaders: []*configv1.FieldMatch{{Name: "x-never", Test: &configv1.FieldMatch_Present{Present: true}}}},
+			"X-Envoy-Retriable-Header-Names: x-again\r\n", true,
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := defaults()
+			h.InternalNetworks = []string{test.trusted}
+			h.VirtualHosts[0].Routes[0].GetRoute().Retry = test.policy
+			s := newSim(t, h)
+			c := s.client()
+			c.Send([]byte("GET / HTTP/1.1\r\nHost: h\r\n" + test.headers + "\r\n"))
+			s.turn()
+			if got := s.backlog.Last().ReceiveAll(); bytes.Contains(got, []byte("X-Envoy")) {
+				t.Errorf("the host is told how it is asked: %q", got)
+			}
+			s.backlog.Last().Send([]byte("HTTP/1.1 200 OK\r\nX-Again: 1\r\nContent-Length: 0\r\n\r\n"))
+			s.turn()
+			if retried := s.cluster[counters.ClusterUpstreamRqRetry] == 1; retried != test.retry {
+				t.Errorf("tried again: %v, want %v", retried, test.retry)
+			}
+		})
+	}
+}

@@ -5032,6 +5032,7 @@ type RetryPolicy struct {
 	BackOffMs               int64         `protobuf:"varint,5,opt,name=back_off_ms,json=backOffMs,proto3" json:"back_off_ms,omitempty"`                                           // base interval; default 25
 	MaxBackOffMs            int64         `protobuf:"varint,6,opt,name=max_back_off_ms,json=maxBackOffMs,proto3" json:"max_back_off_ms,omitempty"`                                // default 10 times the base
 	SameHost                bool          `protobuf:"varint,7,opt,name=same_host,json=sameHost,proto3" json:"same_host,omitempty"`                                                // do not prefer another host than those that failed
+	HedgeOnPerTryTimeout    bool          `protobuf:"varint,8,opt,name=hedge_on_per_try_timeout,json=hedgeOnPerTryTimeout,proto3" json:"hedge_on_per_try_timeout,omitempty"`      // a try that takes too long goes on beside the next; the first good answer counts
 	RetriableHeaders        []*FieldMatch `protobuf:"bytes,40,rep,name=retriable_headers,json=retriableHeaders,proto3" json:"retriable_headers,omitempty"`                        // responses that one of these holds for are tried again too
 	RetriableRequestHeaders []*FieldMatch `protobuf:"bytes,41,rep,name=retriable_request_headers,json=retriableRequestHeaders,proto3" json:"retriable_request_headers,omitempty"` // any: only requests that one of these holds for are tried again
 	unknownFields           protoimpl.UnknownFields
@@ -5113,6 +5114,13 @@ func (x *RetryPolicy) GetMaxBackOffMs() int64 {
 func (x *RetryPolicy) GetSameHost() bool {
 	if x != nil {
 		return x.SameHost
+	}
+	return false
+}
+
+func (x *RetryPolicy) GetHedgeOnPerTryTimeout() bool {
+	if x != nil {
+		return x.HedgeOnPerTryTimeout
 	}
 	return false
 }
@@ -11545,7 +11553,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x03set\x18\x03 \x03(\v2\x1c.retinue.config.v1.ParameterR\x03set\"5\n" +
 	"\tParameter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\x94\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xcc\x03\n" +
 	"\vRetryPolicy\x12\x0e\n" +
 	"\x02on\x18\x01 \x03(\tR\x02on\x12\x1a\n" +
 	"\battempts\x18\x02 \x01(\rR\battempts\x12+\n" +
@@ -11553,7 +11561,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\fstatus_codes\x18\x04 \x03(\rR\vstatusCodes\x12\x1e\n" +
 	"\vback_off_ms\x18\x05 \x01(\x03R\tbackOffMs\x12%\n" +
 	"\x0fmax_back_off_ms\x18\x06 \x01(\x03R\fmaxBackOffMs\x12\x1b\n" +
-	"\tsame_host\x18\a \x01(\bR\bsameHost\x12J\n" +
+	"\tsame_host\x18\a \x01(\bR\bsameHost\x126\n" +
+	"\x18hedge_on_per_try_timeout\x18\b \x01(\bR\x14hedgeOnPerTryTimeout\x12J\n" +
 	"\x11retriable_headers\x18( \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x10retriableHeaders\x12Y\n" +
 	"\x19retriable_request_headers\x18) \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x17retriableRequestHeaders\"\x9c\x02\n" +
 	"\bRedirect\x12\x16\n" +
