@@ -86,16 +86,16 @@ func healthCheckFilterBlock() *Block {
 func decompressFilterBlock() *Block {
 	return &Block{
 		Kind: "decompress",
-		Doc: "Decompresses the bodies of requests, for upstreams that cannot, and of responses, for clients that do not accept them as they are (Envoy's decompressor). A body is kept until it is whole, and then decompressed a piece at a time. " +
-			"One that breaks a bound is answered 413, a response 502; one that is malformed 400 or 502, details `decompression_failed`. Counters `decompressed`, `not_decompressed`, `errors`, `total_compressed_bytes`, `total_uncompressed_bytes`.",
+		Doc: "Decompresses the bodies of requests, for upstreams that cannot, and of responses, for clients that do not accept them as they are (Envoy's decompressor). A body is decompressed as it comes, and its sender waits where the other side does not keep up. " +
+			"One that breaks a bound is answered 413, a response 502; one that is malformed 400 or 502, details `decompression_failed`; where 128 bodies of a worker are being decompressed, a further one of more than 1 MiB 503, details `decompression_overflow`. Counters `decompressed`, `not_decompressed`, `errors`, `total_compressed_bytes`, `total_uncompressed_bytes`.",
 		Example: "filter \"decompress\" \"uploads\" { max_size = \"10MiB\" }",
 		Attrs: []Attr{
 			{Name: "requests", Kind: Bool, Default: true, Doc: "bodies of requests."},
 			{Name: "responses", Kind: Bool, Default: false, Doc: "bodies of responses."},
 			{Name: "codings", Kind: Strings, MaxLen: 3, Default: []string{"gzip", "br", "zstd"}, Doc: "which; others pass as they are."},
 			{Name: "max_size", Kind: Size, Default: "16MiB", Min: 1, Max: 1 << 32, Doc: "largest body, decompressed."},
-			{Name: "max_ratio", Kind: Int, Default: 100, Min: 2, Max: 100_000, Doc: "decompressed bytes for each that came, once there are more than 64 KiB: a bomb is more."},
-			{Name: "max_compressed", Kind: Size, Default: "1MiB", Min: 1, Max: 1 << 30, Doc: "largest body as it comes; so much memory can each take."},
+			{Name: "max_ratio", Kind: Int, Default: 100, Min: 2, Max: 100_000, Doc: "decompressed bytes for each that has come, once there are more than 64 KiB: a bomb is more."},
+			{Name: "max_compressed", Kind: Size, Default: "16MiB", Min: 1, Max: 1 << 32, Doc: "largest body as it comes."},
 		},
 	}
 }

@@ -101,7 +101,9 @@ func TestDecompressRefuses(t *testing.T) {
 		"a wrong sum":        {"gzip", append(whole[:len(whole)-8:len(whole)-8], "12345678"...), 400, "decompression_failed"},
 		"no zstd":            {"zstd", []byte("hello, hello, hello"), 400, "decompression_failed"},
 		"no brotli":          {"br", bytes.Repeat([]byte{0xff}, 40), 400, "decompression_failed"},
-		"too much to keep":   {"gzip", make([]byte, 1<<20+1), 413, "request_payload_too_large"},
+		"too much as it is":  {"gzip", packed(t, "gzip", noise(1<<20+1)), 413, "request_payload_too_large"},
+		"a part of brotli":   {"br", half(packed(t, "br", words(10_000))), 400, "decompression_failed"},
+		"a part of zstd":     {"zstd", half(packed(t, "zstd", words(10_000))), 400, "decompression_failed"},
 	} {
 		x := newWorld(t, defaults(), built(t, decompressing())...)
 		c := x.client()
@@ -113,6 +115,8 @@ func TestDecompressRefuses(t *testing.T) {
 		}
 	}
 }
+
+func half(b []byte) []byte { return b[:len(b)/2] }
 
 // What the client takes, or nobody knows, passes as it is.
 func TestDecompressLeavesAlone(t *testing.T) {

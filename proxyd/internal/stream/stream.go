@@ -320,11 +320,11 @@ func (s *Stream) ResumeRequest() {
 	s.down.ReadDisable(false)
 }
 
-// RequestPaused and ResponsePaused tell that the bytes of a direction are stopped: who has more of them waits.
-func (s *Stream) RequestPaused() bool { return s.held > 0 }
+// RequestPauses counts the reasons for which the bytes of the request are stopped: who has more of them waits.
+func (s *Stream) RequestPauses() int { return s.held }
 
-// ResponsePaused is RequestPaused for the response.
-func (s *Stream) ResponsePaused() bool { return s.above > 0 }
+// ResponsePauses is RequestPauses for the response.
+func (s *Stream) ResponsePauses() int { return s.above }
 
 // Downstream is the codec of the stream.
 func (s *Stream) Downstream() Downstream { return s.down }

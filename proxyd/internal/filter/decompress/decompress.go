@@ -1,9 +1,10 @@
 // Package decompress is the filter that decompresses the bodies of requests, for upstreams that cannot, and those of responses, for
 // clients that cannot (Envoy's decompressor), by gzip, brotli and zstd.
 //
-// A compressed body is kept until it is here as a whole, within a limit, and then decompressed on the worker's thread, a piece a
-// turn, and no faster than the other side takes it. Two bounds hold against bombs: the size, and the ratio of the sizes. A body
-// that breaks one, or is malformed, is answered and never passed on as if it were whole.
+// A body is decompressed on the worker's thread as it comes, a piece a turn, and no faster than the other side takes it: what waits
+// is at most 64 KiB, then its sender waits. The libraries want a reader that blocks, so each body that is not here as a whole has a
+// coroutine, as a TLS handshake has. Bounds hold against bombs: the sizes before and after, and the ratio of what has come to what
+// came out. A body that breaks one, or is malformed, is answered and never passed on as if it were whole.
 package decompress
 
 import (
@@ -26,8 +27,15 @@ const (
 	mostKept = 32
 	// free is how much comes out of a body before its ratio counts, bytes.
 	free = 64 << 10
+	// high is how much of a body waits before its sender does, bytes.
+	high = 64 << 10
+	// mostActive bounds the bodies of a worker that are decompressed as they come: each has a decoder that remembers up to 16 MB.
+	// Further ones are kept until they are whole, up to mostWaiting bytes.
+	mostActive  = 128
+	mostWaiting = 1 << 20
 
 	detailMalformed = "decompression_failed"
+	detailOverflow  = "decompression_overflow"
 )
 
 // Filter is the filter of one object: a stream.Factory.
@@ -35,25 +43,27 @@ type Filter struct {
 	requests, responses bool
 	ours                []compress.Coding
 	most                uint64 // bytes of a body, decompressed
-	mostCompressed      int
+	mostCompressed      uint64
 	ratio               uint64
 	workers             []perWorker
 	cells               []*counters.Decompress
 }
 
 type perWorker struct {
-	free []*decompressor
-	idle [compress.Codings][]decoder
-	out  []byte // of the task that runs
+	free   []*decompressor
+	idle   [compress.Codings][]decoder
+	out    []byte   // of the task that runs
+	flows  [][]byte // idle pieces of bodies that come
+	active int
 }
 
 // New builds the filter.
 func New(o *configv1.DecompressFilter, workers int, cells []*counters.Decompress) (*Filter, error) {
 	f := &Filter{
-		requests: o.GetRequests(), responses: o.GetResponses(), most: o.GetMaxBytes(), mostCompressed: int(o.GetMaxCompressedBytes()),
+		requests: o.GetRequests(), responses: o.GetResponses(), most: o.GetMaxBytes(), mostCompressed: o.GetMaxCompressedBytes(),
 		ratio: uint64(o.GetMaxRatio()), workers: make([]perWorker, workers), cells: cells,
 	}
-	if f.most == 0 || f.mostCompressed <= 0 || f.ratio == 0 {
+	if f.most == 0 || f.mostCompressed == 0 || f.ratio == 0 {
 		return nil, fmt.Errorf("the bounds of size and ratio are above 0")
 	}
 	for _, name := range o.GetCodings() {
@@ -105,6 +115,9 @@ type side struct {
 	size    uint64 // of the body as it came
 	out     uint64 // what came out
 	dec     decoder
+	flow    flow
+	active  bool // it counts as one that is decompressed as it comes
+	paused  bool // its sender waits
 	begun   bool // the head has gone on
 	over    bool
 	trailer bool
@@ -173,16 +186,61 @@ func (s *side) data(data []byte, end bool) ([]byte, stream.Status) {
 	if s.coding == compress.None {
 		return data, stream.Continue
 	}
-	if s.body.chain.Len()+len(data) > s.x.mostCompressed {
-		s.fail(true)
+	if s.over {
 		return nil, stream.StopIteration
 	}
+	x := s.x
 	s.size += uint64(len(data))
+	x.cells[x.worker.ID][counters.DecompressCompressedBytes] += uint64(len(data))
+	if s.size > x.mostCompressed {
+		s.fail(tooLarge)
+		return nil, stream.StopIteration
+	}
 	s.body.chain.Append(s.body.pool, data)
-	if end {
-		s.x.worker.Soon(&s.task)
+	s.body.ended = end
+	if mine := &x.workers[x.worker.ID]; !s.active && !end && mine.active < mostActive {
+		s.active = true
+		mine.active++
+	}
+	switch {
+	case !s.active && !end && s.body.chain.Len() > mostWaiting:
+		s.fail(overflow)
+		return nil, stream.StopIteration
+	case s.active && !end && !s.paused && s.body.chain.Len() > high:
+		s.pause()
+	}
+	if s.active || end {
+		x.worker.Soon(&s.task)
 	}
 	return nil, stream.StopIteration
+}
+
+func (s *side) pause() {
+	s.paused = true
+	if s.request {
+		s.x.cb.Stream().PauseRequest()
+	} else {
+		s.x.cb.Stream().PauseResponse()
+	}
+}
+
+func (s *side) resume() {
+	s.paused = false
+	if s.request {
+		s.x.cb.Stream().ResumeRequest()
+	} else {
+		s.x.cb.Stream().ResumeResponse()
+	}
+}
+
+// blocked tells that who takes the body does not keep up, or is not there yet.
+func (s *side) blocked() bool {
+	own := 0
+	if s.paused {
+		own = 1
+	}
+	st := s.x.cb.Stream()
+	return s.request && st.RequestPauses() > own || !s.request && st.ResponsePauses() > own
 }
 
 // DecodeTrailers implements stream.Filter.
@@ -195,7 +253,7 @@ func (s *side) trailers() stream.Status {
 	if s.coding == compress.None {
 		return stream.Continue
 	}
-	s.trailer = true
+	s.trailer, s.body.ended = true, true
 	s.x.worker.Soon(&s.task)
 	return stream.StopIteration
 }
@@ -203,51 +261,74 @@ func (s *side) trailers() stream.Status {
 // OnTimer implements timer.Callback: the other side may keep up again.
 func (s *side) OnTimer(*timer.Timer, int64) { s.RunTask() }
 
-// RunTask implements worker.Runner: the next piece of a body that is here as a whole.
+// RunTask implements worker.Runner: the next piece.
 func (s *side) RunTask() {
 	x := s.x
 	if x.dead {
 		x.keep()
 		return
 	}
-	st := x.cb.Stream()
+	c, st := x.cb, x.cb.Stream()
 	if s.over || s.request && st.DecodeClosed() || !s.request && st.Finished() {
 		return
 	}
-	if s.begun && (s.request && st.RequestPaused() || !s.request && st.ResponsePaused()) {
+	if s.begun && s.blocked() {
 		x.worker.Timers.Set(&s.timer, x.worker.Now()+timer.Tick)
 		return
 	}
 	cells, mine := x.cells[x.worker.ID], &x.workers[x.worker.ID]
 	if s.dec == nil {
-		if s.dec = mine.decoder(s.coding); s.dec == nil || s.dec.Reset(&s.body) != nil {
-			s.fail(false)
+		if s.dec = mine.decoder(s.coding); s.dec == nil {
+			s.fail(malformed)
 			return
 		}
-		cells[counters.DecompressCompressedBytes] += s.size
 	}
-	n, err := io.ReadFull(s.dec, mine.out)
-	s.out += uint64(n)
-	cells[counters.DecompressUncompressedBytes] += uint64(n)
-	done := err == io.EOF || err == io.ErrUnexpectedEOF && s.whole()
+	piece, hungry, err := s.next(mine)
+	s.out += uint64(len(piece))
+	cells[counters.DecompressUncompressedBytes] += uint64(len(piece))
 	switch {
 	case s.out > x.most || s.out > free && s.out/x.ratio > s.size:
-		s.fail(true)
+		s.fail(tooLarge)
 		return
-	case err != nil && !done:
-		s.fail(false)
+	case err != nil && err != io.EOF:
+		s.fail(malformed)
 		return
 	}
-	if !s.begun {
+	s.over = err == io.EOF
+	if !s.begun && (len(piece) > 0 || s.over) {
 		s.begun = true
 		cells[counters.DecompressDecompressed]++
-		s.letGoHead()
+		if s.letGoHead(); x.cb != c {
+			return
+		}
 	}
-	s.over = done
-	if !done {
+	if !s.over && !hungry {
 		x.worker.Soon(&s.task)
 	}
-	s.give(mine.out[:n], done)
+	if s.give(piece, s.over); x.cb == c && s.paused && s.body.chain.Len() == 0 {
+		s.resume()
+	}
+}
+
+// next is the next piece of the body, which is valid until the next one. hungry: what comes further lacks. io.EOF comes with the
+// last piece.
+func (s *side) next(mine *perWorker) (piece []byte, hungry bool, err error) {
+	if s.flow.next == nil && s.body.ended {
+		if s.out == 0 {
+			if err := s.dec.Reset(&s.body); err != nil {
+				return nil, false, err
+			}
+		}
+		n, err := io.ReadFull(s.dec, mine.out)
+		if err == io.ErrUnexpectedEOF && s.whole() {
+			err = io.EOF
+		}
+		return mine.out[:n], false, err
+	}
+	if s.flow.next == nil {
+		s.flow.begin(s, mine.piece())
+	}
+	return s.flow.step()
 }
 
 // whole tells that a decoder which read less than it was asked for stands at the end of its input: its next word is io.EOF.
@@ -286,16 +367,27 @@ func (s *side) give(data []byte, done bool) {
 	}
 }
 
-// fail answers a body that is too large, or malformed.
-func (s *side) fail(large bool) {
+// failure is why a body is not decompressed.
+type failure uint8
+
+const (
+	malformed failure = iota
+	tooLarge
+	overflow
+)
+
+// fail answers a body.
+func (s *side) fail(why failure) {
 	s.over = true
 	st := s.x.cb.Stream()
 	s.x.cells[s.x.worker.ID][counters.DecompressErrors]++
 	switch {
-	case large && s.request:
+	case why == overflow:
+		st.LocalReply(503, "Too many bodies are being decompressed", 0, detailOverflow)
+	case why == tooLarge && s.request:
 		st.Cells[counters.HTTPDownstreamRqTooLarge]++
 		st.LocalReply(413, "Payload Too Large", 0, stream.DetailRequestTooLarge)
-	case large:
+	case why == tooLarge:
 		st.Cells[counters.HTTPRsTooLarge]++
 		st.LocalReply(502, "Response Too Large", 0, stream.DetailResponseTooLarge)
 	case s.request:
@@ -319,6 +411,16 @@ func (w *perWorker) decoder(c compress.Coding) decoder {
 	return d
 }
 
+// piece is memory for what comes out of a body that is not whole.
+func (w *perWorker) piece() []byte {
+	if n := len(w.flows); n > 0 {
+		b := w.flows[n-1]
+		w.flows = w.flows[:n-1]
+		return b
+	}
+	return make([]byte, piece)
+}
+
 // OnDestroy implements stream.Filter.
 func (x *decompressor) OnDestroy(c *stream.Callbacks) {
 	x.worker = c.Stream().Worker
@@ -326,13 +428,26 @@ func (x *decompressor) OnDestroy(c *stream.Callbacks) {
 	for d := range x.sides {
 		s := &x.sides[d]
 		x.worker.Timers.Stop(&s.timer)
+		if s.flow.next != nil {
+			broken := s.flow.end()
+			if len(mine.flows) < mostKept {
+				mine.flows = append(mine.flows, s.flow.out)
+			}
+			if broken {
+				s.dec = nil
+			}
+		}
 		if s.coding != compress.None {
 			s.body.chain.Release(&x.worker.Pool)
 		}
 		if s.dec != nil && len(mine.idle[s.coding]) < mostKept {
 			mine.idle[s.coding] = append(mine.idle[s.coding], s.dec)
 		}
-		s.coding, s.size, s.out, s.dec, s.begun, s.over, s.trailer = compress.None, 0, 0, nil, false, false, false
+		if s.active {
+			mine.active--
+		}
+		s.coding, s.size, s.out, s.dec, s.flow, s.body.ended = compress.None, 0, 0, nil, flow{}, false
+		s.active, s.paused, s.begun, s.over, s.trailer = false, false, false, false, false
 	}
 	x.cb = nil
 	x.dead = true

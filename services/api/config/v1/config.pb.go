@@ -9118,7 +9118,7 @@ type DecompressFilter struct {
 	Codings            []string               `protobuf:"bytes,3,rep,name=codings,proto3" json:"codings,omitempty"`
 	MaxBytes           uint64                 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`                                 // of one body, decompressed
 	MaxRatio           uint32                 `protobuf:"varint,5,opt,name=max_ratio,json=maxRatio,proto3" json:"max_ratio,omitempty"`                                 // decompressed to compressed bytes
-	MaxCompressedBytes uint64                 `protobuf:"varint,6,opt,name=max_compressed_bytes,json=maxCompressedBytes,proto3" json:"max_compressed_bytes,omitempty"` // of one body, as it comes: it is kept until it is whole
+	MaxCompressedBytes uint64                 `protobuf:"varint,6,opt,name=max_compressed_bytes,json=maxCompressedBytes,proto3" json:"max_compressed_bytes,omitempty"` // of one body, as it comes
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
