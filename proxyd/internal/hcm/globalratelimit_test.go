@@ -220,7 +220,23 @@ func TestAskingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// The same of a service that is asked by HTTP, and of a decision that is kept.
+// A request that no descriptor is about goes straight on, as if there were no filter.
+func TestNothingToLimit(t *testing.T) {
+	s := newSim(t, defaults())
+	s.ask(limiting(func(f *configv1.GlobalRateLimitFilter) {
+		f.Descriptors = []*configv1.RateLimitDescriptor{{Actions: []*configv1.RateLimitAction{
+			{Key: "path", Kind: &configv1.RateLimitAction_RequestHeader{RequestHeader: ":path"}},
+			{Key: "user", Kind: &configv1.RateLimitAction_RequestHeader{RequestHeader: "x-user"}},
+		}}}
+	}))
+	s.filter.Config.Logs = nil
+	client := s.warm()
+	if n := testing.AllocsPerRun(500, func() { s.exchange(client) }); n > 0 && !raced {
+		t.Errorf("%v allocations a request", n)
+	}
+}
+
+// A service that is asked by HTTP costs no memory either, nor does a decision that is kept.
 func TestAuthoriserAllocatesNothing(t *testing.T) {
 	if raced {
 		t.Skip("under the race detector the compiler keeps less on the stack")

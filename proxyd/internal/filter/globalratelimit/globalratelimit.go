@@ -160,12 +160,12 @@ func (l *limiter) DecodeHeaders(cb *stream.Callbacks, end bool) stream.Status {
 	s := cb.Stream()
 	w := s.Worker
 	if !draw(w, l.enabled) {
-		return stream.Continue
+		return l.leave(w)
 	}
 	var described bool
 	l.message, described = l.appendRequest(callout.GRPCPrefix(l.message[:0]), s, &l.workers[w.ID].buffers)
 	if !described {
-		return stream.Continue
+		return l.leave(w)
 	}
 	l.cb, l.state = cb, asks
 	if l.paused = !end; l.paused { // nothing but what has come is kept
@@ -176,6 +176,12 @@ func (l *limiter) DecodeHeaders(cb *stream.Callbacks, end bool) stream.Status {
 	l.call.GRPC(limitPath, l.authority, l.timeout)
 	l.call.Start(w, l.pools[w.ID], l.to, l.message, maxAnswer, l.timeout, l)
 	return stream.StopAndBuffer
+}
+
+// leave ends the part of a limiter in a stream that is not asked about.
+func (l *limiter) leave(w *worker.Worker) stream.Status {
+	l.workers[w.ID].free.Give(l)
+	return stream.Leave
 }
 
 // OnCallDone implements callout.Owner.
