@@ -26,9 +26,10 @@ const (
 	idleWait   = int64(10e9) // ns: how long a worker sleeps at most
 	trimEvery  = int64(5e9)  // ns
 	busyTurns  = 2           // empty raw waits before the thread parks
-	// busyLooks is how often an idle loop looks for what is expected before it sleeps: some 25 µs, which is what going to sleep and being woken
-	// across processors cost in a virtual machine.
-	busyLooks = 48
+	// busyTime is for how long an idle loop looks for what is expected before it sleeps, in nanoseconds: about what going to sleep and being woken from another
+	// processor cost in a virtual machine. busyLooks bounds it where no clock runs.
+	busyTime  = int64(40e3)
+	busyLooks = 512
 	// busyPause bounds how many sleeps go without, one after the other, once looking came to nothing.
 	busyPause = 63
 )
@@ -269,14 +270,15 @@ func (w *Worker) Turn(most int64) {
 	w.lastTurn.Store(w.now)
 }
 
-// look polls for a while without sleeping. It costs about what it saves when something comes, and it is given up for longer and
-// longer when nothing does: the other side is slow, or waits for this very processor.
+// look polls for a while without sleeping. When something comes it has cost some µs more than it saves, on a processor that has nothing else to do; it is
+// given up for longer and longer when nothing does: the other side is slow, or waits for this very processor.
 func (w *Worker) look() (n int, came bool) {
 	if w.skips > 0 {
 		w.skips--
 		return 0, false
 	}
-	for range busyLooks {
+	began := w.Poller.Now()
+	for looks := 0; looks < busyLooks && w.Poller.Now()-began < busyTime; looks++ {
 		n := w.Poller.Wait(w.events, 0, false)
 		if n > 0 || w.posted.Load() { // the poller has swallowed the wake-up
 			w.misses = 0
