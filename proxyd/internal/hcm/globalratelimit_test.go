@@ -110,6 +110,13 @@ func TestGlobalRateLimitWaits(t *testing.T) {
 				u.send(append(http2frame.AppendDataHeader(nil, 1, 16384, false), make([]byte, 16384)...))
 			}
 		}, "RST(1,CANCEL) POST/a(3) DATA(3,body.)", "204(1.)", "-"},
+		{"the stream is over before", func(f *configv1.GlobalRateLimitFilter) { f.TimeoutMs = 600_000 }, func(c *h2Client, _ *h2Server) { c.pass(301 * time.Second) }, "RST(1,CANCEL)", "504(1) DATA(1,stream timeout.)", "SI"},
+		{"the service goes", nil, func(c *h2Client, u *h2Server) {
+			u.peer.Reset()
+			next := c.server()
+			next.want("POST/a(1) DATA(1,body.)")
+			next.send(http2frame.AppendSettings(nil), answer(1))
+		}, "", "204(1.)", "-"},
 		{"the client goes", nil, func(c *h2Client, _ *h2Server) { c.send(http2frame.AppendRSTStream(nil, 1, http2frame.Cancel)) }, "RST(1,CANCEL)", "", "DR"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
