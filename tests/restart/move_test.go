@@ -149,7 +149,7 @@ func TestStreamsMoveOverUpgrades(t *testing.T) {
 		if _, err := fmt.Sscan(lines[0], &protocol, &received, &sent, &ms); err != nil {
 			t.Fatalf("%q: %v", lines[0], err)
 		}
-		if len(lines) != 1 || received != 8*n || sent != 8*n || time.Duration(ms)*time.Millisecond < lasted {
+		if len(lines) != 1 || received != 8*n || sent != 8*n || time.Duration(ms+1)*time.Millisecond < lasted { // the log has whole milliseconds
 			t.Fatalf("%d bytes each way over %v, and the log says:\n%s", 8*n, lasted, raw)
 		}
 		return nil

@@ -90,6 +90,7 @@ type Conn struct {
 	edge       bool // the descriptor may hold more bytes
 	fin        bool // the peer's FIN is announced: a short read is not the end
 	eof        bool // and was read
+	owed       bool // in was kept while reading was paused: the task presents it again, before anything else is read
 	blocked    bool // the socket takes no more until it says so
 	writeDead  bool // writing failed; what the peer sent is still read
 	above      bool

@@ -70,6 +70,7 @@ func (c *Conn) Resume() {
 	c.worker.Replace(c.token, c)
 	c.closed = false
 	c.edge, c.fin, c.blocked = true, true, false
+	c.owed = c.in.Len() > 0
 	c.stage() // what a flush would have said in the turn that it was parked in: a low watermark, a FIN
 	c.worker.Soon(&c.task)
 }

@@ -12,6 +12,9 @@ func (c *Conn) readable() {
 		c.pump()
 		return
 	}
+	if c.owed {
+		return // an end that is read now would overtake it
+	}
 	if c.secure != nil {
 		c.readSecure()
 		return
@@ -112,6 +115,7 @@ func (c *Conn) PauseRead() { c.pauses++ }
 // ResumeRead takes one PauseRead back.
 func (c *Conn) ResumeRead() {
 	if c.pauses--; c.pauses == 0 && !c.closed && (c.edge || c.in.Len() > 0 || c.secure != nil) {
+		c.owed = c.in.Len() > 0
 		c.worker.Soon(&c.task)
 	}
 }
@@ -128,6 +132,7 @@ func (c *Conn) RunTask() {
 		c.pump()
 	case c.pauses > 0 && !c.handshaking():
 	default:
+		c.owed = false
 		if left := c.in.Len(); left > 0 {
 			c.in.CopyTo(c.worker.Scratch)
 			c.represent(c.worker.Scratch[:left])

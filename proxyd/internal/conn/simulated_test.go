@@ -405,3 +405,32 @@ func TestEchoAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations an echo", n)
 	}
 }
+
+// TestEndAfterWhatWasKept: bytes that the handler left while it paused come before the end of the stream, though the end is
+// there before they are presented again.
+func TestEndAfterWhatWasKept(t *testing.T) {
+	s := newStage(t)
+	a := &actor{}
+	a.take = func(c *conn.Conn, b []byte) int {
+		if len(a.got) == 0 {
+			c.PauseRead()
+			return 1
+		}
+		a.note("%s", b)
+		return len(b)
+	}
+	c, far := s.accept(a, &conn.Options{})
+	far.Send([]byte("Hello"))
+	s.turn()
+	s.told(a)
+	resumes := worker.Task{Runner: runner(c.ResumeRead)}
+	s.w.Soon(&resumes)
+	s.w.Turn(0) // resumed, and what was kept waits for the next turn, whose events come first
+	far.CloseWrite()
+	s.turn()
+	s.told(a, "ello", "eof")
+}
+
+type runner func()
+
+func (r runner) RunTask() { r() }
