@@ -87,6 +87,7 @@ func compile(files *syntax.Files, diags *diag.List, in eval.Inputs, schemas Sche
 		addresses: map[string]hcl.Range{},
 		logPaths:  map[string]hcl.Range{},
 		selectors: map[string][]string{},
+		secure:    map[string]bool{},
 		http1:     map[string]bool{},
 	}
 	r := &Result{Diags: diags, Sources: files.Sources, files: files}
@@ -119,6 +120,8 @@ type compiler struct {
 	selectors map[string][]string // of clusters: the keys of their subsets, joined
 	http1     map[string]bool     // clusters that speak nothing else
 	traces    *schema.Node        // the block that says where spans go; nil: nowhere
+	providers map[string]*configv1.JwtProvider
+	secure    map[string]bool // clusters with TLS
 	objects   int
 }
 
@@ -207,11 +210,14 @@ func (c *compiler) run(in eval.Inputs, unreadable bool) {
 		c.within(n, func() { c.certificate(n) })
 	}
 	for _, n := range clusters {
+		c.secure[n.Label] = n.Child("tls") != nil
 		c.within(n, func() { c.cluster(n) })
 	}
 	for _, n := range plugins {
 		c.within(n, func() { c.plugin(n) })
 	}
+	providers := nodes("jwt_provider")
+	c.jwtProviders(providers)
 	for _, n := range filters {
 		c.within(n, func() { c.filter(n) })
 	}
@@ -226,6 +232,7 @@ func (c *compiler) run(in eval.Inputs, unreadable bool) {
 	if !c.diags.HasErrors() { // what is unused is not known while something could not be read
 		c.unused(clusters, logs, plugins, certificates)
 		c.unusedFilters(filters)
+		c.unusedProviders(providers)
 		c.scope.UnusedLocals()
 	}
 }

@@ -29,6 +29,7 @@ var filterKinds = map[string]func(c *compiler, n *schema.Node, f *configv1.Filte
 	"decompress":   (*compiler).decompressFilter,
 	"health_check": (*compiler).healthCheckFilter,
 	"ext_authz":    (*compiler).extAuthzFilter,
+	"jwt":          (*compiler).jwtFilter,
 }
 
 // filter compiles a filter block.
@@ -44,6 +45,14 @@ func (c *compiler) unusedFilters(filters []*schema.Node) {
 	for _, n := range filters {
 		if ref := (schema.Ref{Kind: schema.FilterKind, Name: n.Label}); !c.used[ref] {
 			c.diags.Report(diag.UnusedFilter, n.DefRange, "Unused filter", "No filters list names %s, so it does nothing.", ref)
+		}
+	}
+}
+
+func (c *compiler) unusedProviders(providers []*schema.Node) {
+	for _, n := range providers {
+		if !c.used[schema.Ref{Kind: "jwt_provider", Name: n.Label}] {
+			c.diags.Report(diag.UnusedProvider, n.DefRange, "Unused provider", "No jwt filter names provider %q, so its tokens are of no use.", n.Label)
 		}
 	}
 }

@@ -43,6 +43,7 @@ const (
 	UnusedLocal       Code = "W0303"
 	UnusedCertificate Code = "W0304"
 	UnusedFilter      Code = "W0305"
+	UnusedProvider    Code = "W0306"
 )
 
 // Routes, virtual hosts, headers and formats.
@@ -134,6 +135,7 @@ func Entries() []Entry {
 		{UnusedLocal, "Unused local", "Nothing names the local."},
 		{UnusedCertificate, "Unused certificate", "No tls block names the certificate."},
 		{UnusedFilter, "Unused filter", "No filters list names the filter, so it does nothing."},
+		{UnusedProvider, "Unused provider", "No jwt filter names the provider of tokens."},
 		{InvalidPattern, "Invalid route pattern", "A pattern is \"[METHOD[,METHOD] ]PATH\": \"/exact\", \"/prefix/*\" or \"~regex\"."},
 		{InvalidRegex, "Invalid regular expression", "Regular expressions are RE2, at most 1,024 bytes, and match the whole path."},
 		{DuplicateDomain, "Domain used twice", "Two virtual hosts of one http claim the same domain; both places are named."},
@@ -153,7 +155,7 @@ func Entries() []Entry {
 		{DuplicateAddress, "Address used twice", "Two listeners (or a listener and stats) claim the same address; both places are named. 0.0.0.0:80 and 127.0.0.1:80 are different addresses."},
 		{NameNotAddress, "Host name where an address is needed", "Names are resolved by discovery, never while a configuration is checked."},
 		{InvalidLogPath, "Invalid access-log path", "The path is absolute, or /dev/stdout or /dev/stderr."},
-		{InvalidCertificate, "Certificate cannot be used", "A file of a certificate, its key, an authority, a revocation list or users cannot be read or does not hold what it must, or key and certificate do not belong together. What was in force stays."},
+		{InvalidCertificate, "Certificate cannot be used", "A file of a certificate, its key, an authority, a revocation list, users or keys of tokens cannot be read or does not hold what it must, or key and certificate do not belong together. What was in force stays."},
 		{DuplicateEndpoint, "Endpoint listed twice", "The endpoint gets twice its share. Use weight when that is meant."},
 		{PortZero, "Port 0", "The kernel picks a port, a new one whenever the listener is made."},
 		{OpenStats, "Metrics open to the network", "The metrics and the dashboard have no authentication; the address is not a loopback one."},

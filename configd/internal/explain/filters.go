@@ -132,6 +132,8 @@ func does(f *configv1.Filter) string {
 		return asks(k.ExtAuthz)
 	case *configv1.Filter_GlobalRateLimit:
 		return asksLimits(k.GlobalRateLimit)
+	case *configv1.Filter_Jwt:
+		return tokens(k.Jwt)
 	}
 	return ""
 }
@@ -232,6 +234,29 @@ func asksLimits(f *configv1.GlobalRateLimitFilter) string {
 	}
 	if f.Enforced != nil {
 		text += "; enforced for " + percent(uint64(f.GetEnforced()), all)
+	}
+	return text
+}
+
+func tokens(f *configv1.JwtFilter) string {
+	list, all := f.GetRequiresAny(), len(f.GetRequiresAll()) > 0
+	between := " or "
+	if all {
+		list, between = f.GetRequiresAll(), " and "
+	}
+	var names, audiences []string
+	for _, r := range list {
+		names, audiences = append(names, r.GetProvider()), r.GetAudiences()
+	}
+	text := "a token of " + strings.Join(names, between)
+	if len(audiences) > 0 {
+		text += " for " + strings.Join(audiences, " or ")
+	}
+	switch {
+	case f.GetAllowMissingOrFailed():
+		text += "; requests without a good one pass"
+	case f.GetAllowMissing():
+		text += "; requests without one pass"
 	}
 	return text
 }

@@ -32,6 +32,7 @@ func table() *Block {
 			{Block: localsBlock(), Many: true},
 			{Block: certificateBlock(), Many: true},
 			{Block: pluginBlock(), Many: true},
+			{Block: jwtProviderBlock(), Many: true},
 			{Block: filterBlock(), Many: true},
 			{Block: later("module", 1), Many: true},
 		},

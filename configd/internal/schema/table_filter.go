@@ -37,6 +37,7 @@ listener "web" {
 			decompressFilterBlock(),
 			healthCheckFilterBlock(),
 			extAuthzFilterBlock(),
+			jwtFilterBlock(),
 		},
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"retinue.dev/libs/htpasswd"
+	"retinue.dev/libs/jwk"
 	configv1 "retinue.dev/services/api/config/v1"
 
 	"retinue.dev/configd/internal/snapshot"
@@ -100,6 +101,24 @@ func Revocations(read ReadFile, path string) (content []byte, next time.Time, er
 	return content, next, nil
 }
 
+// KeySet reads the key set of a provider of tokens.
+func KeySet(read ReadFile, path string) (content []byte, err error) {
+	if content, err = read(path, maxFile); err != nil {
+		return nil, err
+	}
+	set, err := jwk.Parse(content)
+	if err == nil && set.Private {
+		err = errors.New("some key has its private part, which is for whoever makes tokens; leave it out")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return content, nil
+}
+
+// KeySetField names the field of a jwt filter that is the key set of one of its providers.
+func KeySetField(provider int) string { return fmt.Sprintf("jwt.providers[%d].jwks_file", provider) }
+
 // Users reads a file of users and their passwords' digests.
 func Users(read ReadFile, path string) (content []byte, err error) {
 	if content, err = read(path, maxFile); err != nil {
@@ -152,6 +171,9 @@ func walk(s *snapshot.Snapshot, pair func(o *configv1.Object, c *configv1.Certif
 			some(o, "client_ca", chain.GetTls().GetClientCaFile())
 			some(o, "crl_file", chain.GetTls().GetCrlFile())
 		}
+		for i, p := range o.GetFilter().GetJwt().GetProviders() {
+			some(o, KeySetField(i), p.GetJwksFile())
+		}
 		some(o, "users_file", o.GetFilter().GetBasicAuth().GetUsersFile())
 		some(o, "ca_file", o.GetCluster().GetTls().GetCaFile())
 		some(o, "crl_file", o.GetCluster().GetTls().GetCrlFile())
@@ -182,8 +204,10 @@ func Load(s *snapshot.Snapshot, read ReadFile) (*configv1.Secrets, []Problem) {
 			content, _, err = Revocations(read, path)
 		case "users_file":
 			content, err = Users(read, path)
-		default:
+		case "client_ca", "ca_file":
 			content, _, err = Authorities(read, path)
+		default: // KeySetField
+			content, err = KeySet(read, path)
 		}
 		if err != nil {
 			problems = append(problems, Problem{o.GetKind(), o.GetName(), field, err.Error()})

@@ -58,6 +58,7 @@ func (s *Server) apply(next *snapshot.Snapshot) {
 		s.cutLeft()
 		s.retireSeries()
 	})
+	s.keySets.Set(next.JwtProviders)
 	s.fetch()
 	s.count(counters.ServerSnapshotApplied, 1)
 	if previous == nil {

@@ -24,6 +24,7 @@ import (
 	"retinue.dev/proxyd/internal/accesslog"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/health"
+	"retinue.dev/proxyd/internal/jwks"
 	"retinue.dev/proxyd/internal/listener"
 	"retinue.dev/proxyd/internal/plugin"
 	"retinue.dev/proxyd/internal/snapshot"
@@ -74,6 +75,7 @@ type Server struct {
 	installed map[string]*snapshot.Listener // whose sockets are on the workers
 	clusters  []*upstream.Config            // as the workers have them: with the hosts that take requests
 	monitor   *health.Monitor
+	keySets   *jwks.Follower
 	shutdown  *time.Timer // the end of a drain
 	// verdictsWritten is when what is known of hosts was kept last; keepHouse's own. judged tells that it changed since.
 	verdictsWritten time.Time
@@ -114,6 +116,7 @@ func newServer(env *daemon.Env, generation, descriptors uint64) *Server {
 		installed: map[string]*snapshot.Listener{}, found: map[string][]*configv1.Endpoint{},
 	}
 	s.monitor = s.newMonitor()
+	s.keySets = s.newFollower()
 	return s
 }
 
@@ -185,6 +188,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-time.After(time.Second):
 	}
 	cancel()
+	s.keySets.Close()
 	s.loops.stop()
 	flush, done := context.WithTimeout(context.Background(), logPatience)
 	defer done()

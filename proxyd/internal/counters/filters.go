@@ -102,6 +102,23 @@ const (
 	GlobalRateLimitCells
 )
 
+// Cells of a jwt filter.
+const (
+	JWTAllowed = iota
+	JWTDenied
+	JWTPreflightBypassed
+	JWTCells
+)
+
+// Cells of a provider of tokens. Those of fetches are the first worker's.
+const (
+	JwtProviderFetchSuccess = iota
+	JwtProviderFetchFailed
+	JwtProviderCacheHit
+	JwtProviderCacheMiss
+	JwtProviderCells
+)
+
 // filters are the schemas of the built-in filters, the last of Schemas.
 var filters = []*statsv1.Schema{
 	schema("rate_limit",
@@ -169,4 +186,15 @@ var filters = []*statsv1.Schema{
 		field(counter, "error", "requests that the service did not decide about"),
 		field(counter, "timeout", "those of them that it did not answer in time"),
 		field(counter, "failure_mode_allowed", "those of them that passed all the same")),
+
+	schema("jwt",
+		field(counter, "allowed", "requests let in"),
+		field(counter, "denied", "requests refused"),
+		field(counter, "cors_preflight_bypassed", "preflight requests let in without a look")),
+
+	schema("jwt_provider",
+		field(counter, "jwks_fetch_success", "key sets fetched"),
+		field(counter, "jwks_fetch_failed", "times that a key set could not be fetched"),
+		field(counter, "jwt_cache_hit", "tokens that had been verified before"),
+		field(counter, "jwt_cache_miss", "tokens that were not known")),
 }

@@ -23,7 +23,7 @@ var labelsOf = map[string]string{
 	"plugin": "`plugin`", "certificate": "`certificate`",
 	"grpc":       "`listener`, `grpc_service`, `grpc_method`",
 	"rate_limit": "`filter`", "fault": "`filter`", "cors": "`filter`", "rbac": "`filter`", "ip": "`filter`", "basic_auth": "`filter`", "health_check": "`filter`",
-	"compress": "`filter`", "ext_authz": "`filter`", "decompress": "`filter`", "global_rate_limit": "`filter`",
+	"compress": "`filter`", "ext_authz": "`filter`", "decompress": "`filter`", "global_rate_limit": "`filter`", "jwt": "`filter`", "jwt_provider": "`provider`",
 }
 
 var heads = map[string]string{
@@ -31,7 +31,7 @@ var heads = map[string]string{
 	"worker": "Worker loops", "plugin": "Plugins", "certificate": "Certificates", "grpc": "gRPC methods",
 	"rate_limit": "Filters: rate_limit", "fault": "Filters: fault", "cors": "Filters: cors", "rbac": "Filters: rbac", "ip": "Filters: ip",
 	"basic_auth": "Filters: basic_auth", "health_check": "Filters: health_check", "compress": "Filters: compress",
-	"ext_authz": "Filters: ext_authz", "decompress": "Filters: decompress", "global_rate_limit": "Filters: global_rate_limit",
+	"ext_authz": "Filters: ext_authz", "decompress": "Filters: decompress", "global_rate_limit": "Filters: global_rate_limit", "jwt": "Filters: jwt", "jwt_provider": "Providers of tokens: jwt_provider",
 }
 
 // TestReference holds docs/reference/metrics.md up to date with the tables.

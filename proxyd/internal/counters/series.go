@@ -254,6 +254,8 @@ type (
 	Decompress  [DecompressCells]uint64
 
 	GlobalRateLimit [GlobalRateLimitCells]uint64
+	JWT             [JWTCells]uint64
+	JwtProvider     [JwtProviderCells]uint64
 )
 
 // HTTP2 is the cells of its HTTP/2 sessions.
@@ -379,6 +381,8 @@ const (
 	schemaExtAuthz
 	schemaDecompress
 	schemaGlobalRateLimit
+	schemaJWT
+	schemaJwtProvider
 )
 
 // Schemas is every series that proxyd counts, in the order of the cells.

@@ -186,6 +186,16 @@ func (s *Set) Decompressors(ctx context.Context, names []string) [][]*Decompress
 	return handles[Decompress](s, ctx, schemaDecompress, "filter", names)
 }
 
+// JWTs returns the cells of jwt filters by name.
+func (s *Set) JWTs(ctx context.Context, names []string) [][]*JWT {
+	return handles[JWT](s, ctx, schemaJWT, "filter", names)
+}
+
+// JwtProviders returns the cells of providers of tokens by name.
+func (s *Set) JwtProviders(ctx context.Context, names []string) [][]*JwtProvider {
+	return handles[JwtProvider](s, ctx, schemaJwtProvider, "provider", names)
+}
+
 // Workers returns each worker's own cells.
 func (s *Set) Workers(ctx context.Context) []*Worker {
 	out := make([]*Worker, s.workers)

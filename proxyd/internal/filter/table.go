@@ -21,6 +21,7 @@ import (
 	"retinue.dev/proxyd/internal/filter/globalratelimit"
 	"retinue.dev/proxyd/internal/filter/healthcheck"
 	"retinue.dev/proxyd/internal/filter/ipfilter"
+	"retinue.dev/proxyd/internal/filter/jwt"
 	"retinue.dev/proxyd/internal/filter/ratelimit"
 	"retinue.dev/proxyd/internal/filter/rbac"
 	"retinue.dev/proxyd/internal/listener"
@@ -45,6 +46,8 @@ type Env struct {
 	Pools []*upstream.Manager
 	// Cluster finds the handle of a cluster of the snapshot.
 	Cluster func(name string) (cluster.Handle, bool)
+	// JwtProvider makes or finds a provider of tokens, which filters share.
+	JwtProvider func(*configv1.JwtProvider) (*jwt.Provider, error)
 }
 
 // Filter is one built object. It is shared by every list that names it and by all workers, and lives on over snapshots in which
@@ -114,6 +117,9 @@ func Build(f *configv1.Filter, env *Env) (*Filter, error) {
 			Workers: env.Workers, Cells: env.Stats.GlobalRateLimits(env.Context, names)[0], Pools: env.Pools, Cluster: env.Cluster,
 		})
 		return &Filter{HTTP: built}, err
+	case *configv1.Filter_Jwt:
+		built, err := jwt.New(k.Jwt, env.Workers, env.Stats.JWTs(env.Context, names)[0], env.JwtProvider)
+		return &Filter{HTTP: built, Update: built.Update}, err
 	case *configv1.Filter_Decompress:
 		built, err := decompress.New(k.Decompress, env.Workers, env.Stats.Decompressors(env.Context, names)[0])
 		return &Filter{HTTP: built}, err

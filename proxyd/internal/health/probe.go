@@ -31,23 +31,38 @@ const keptBody = 64 << 10
 
 // newProber makes one for a host of a cluster. security is the cluster's TLS, nil for none.
 func newProber(owner *cluster.Cluster, h *cluster.Host, security *tls.Config) prober {
-	c, http2 := owner.Check, owner.HTTP2 != nil && !owner.Negotiate
-	dial := func(ctx context.Context) (net.Conn, error) {
-		network, address := "tcp", h.IP.String()
-		if h.Path != "" {
-			network, address = "unix", h.Path
-		} else if c.Port != 0 {
-			address = net.JoinHostPort(h.IP.Addr().String(), fmt.Sprint(c.Port))
-		}
-		return new(net.Dialer).DialContext(ctx, network, address)
-	}
+	c := owner.Check
+	dial := dialer(h, c.Port)
 	switch c.Kind {
 	case cluster.CheckTCP:
 		return &tcpProber{dial}
 	case cluster.CheckGRPC:
 		return newGRPC(c, owner.Name, dial, security)
 	}
-	t := &http.Transport{
+	t, url := Transport(owner, h, c.Port, security)
+	authority := c.Host
+	if authority == "" {
+		authority = owner.Name
+	}
+	return &httpProber{transport: t, url: url + c.Path, host: authority, check: c}
+}
+
+// dialer connects to a host, at another port where that is not 0.
+func dialer(h *cluster.Host, port uint16) func(context.Context) (net.Conn, error) {
+	network, address := "tcp", h.IP.String()
+	if h.Path != "" {
+		network, address = "unix", h.Path
+	} else if port != 0 {
+		address = net.JoinHostPort(h.IP.Addr().String(), fmt.Sprint(port))
+	}
+	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) }
+}
+
+// Transport speaks to one host of a cluster as the cluster's protocol and TLS have it, from the main side. url is what begins every
+// URL; its host means nothing.
+func Transport(owner *cluster.Cluster, h *cluster.Host, port uint16, security *tls.Config) (t *http.Transport, url string) {
+	dial, http2 := dialer(h, port), owner.HTTP2 != nil && !owner.Negotiate
+	t = &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		TLSClientConfig:     security,
 		MaxIdleConnsPerHost: 1,
@@ -56,15 +71,10 @@ func newProber(owner *cluster.Cluster, h *cluster.Host, security *tls.Config) pr
 	t.Protocols.SetHTTP1(!http2)
 	t.Protocols.SetHTTP2(http2 && security != nil)
 	t.Protocols.SetUnencryptedHTTP2(http2 && security == nil)
-	scheme := "http"
 	if security != nil {
-		scheme = "https"
+		return t, "https://" + placeholder
 	}
-	authority := c.Host
-	if authority == "" {
-		authority = owner.Name
-	}
-	return &httpProber{transport: t, url: scheme + "://" + placeholder + c.Path, host: authority, check: c}
+	return t, "http://" + placeholder
 }
 
 // placeholder is the host of the URL that net/http wants; the connection goes where dial goes.

@@ -340,7 +340,7 @@ func (r *build) filter(name string) (*filter.Filter, error) {
 	if p == nil {
 		if p = r.previous.parts[key]; p == nil || p.key != string(o.GetHash()) {
 			p = &part{key: string(o.GetHash())}
-			if p.filter, p.failed = filter.Build(o.GetFilter(), &filter.Env{Context: r.ctx, Workers: r.Workers, Stats: r.Stats, Format: r.Format, Secrets: r.Secrets, Failing: &r.Failing, Pools: r.Pools, Cluster: r.handle}); p.failed != nil {
+			if p.filter, p.failed = filter.Build(o.GetFilter(), &filter.Env{Context: r.ctx, Workers: r.Workers, Stats: r.Stats, Format: r.Format, Secrets: r.Secrets, Failing: &r.Failing, Pools: r.Pools, Cluster: r.handle, JwtProvider: r.jwtProvider}); p.failed != nil {
 				r.refuse(o, "", p.failed)
 			}
 		}
@@ -361,6 +361,9 @@ func (r *build) keepFilters() {
 		key := "filter\x00" + o.GetName()
 		if p := r.previous.parts[key]; r.next.parts[key] == nil && p != nil && p.key == string(o.GetHash()) {
 			r.next.parts[key] = p
+		}
+		if p := r.next.parts[key]; p != nil && p.failed == nil {
+			r.keepProviders(o.GetFilter().GetJwt())
 		}
 	}
 }

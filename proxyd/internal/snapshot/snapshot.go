@@ -15,6 +15,7 @@ import (
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/filter"
+	"retinue.dev/proxyd/internal/filter/jwt"
 	"retinue.dev/proxyd/internal/plugin"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/tlstransport"
@@ -34,6 +35,8 @@ type Snapshot struct {
 	Settings  Settings
 	// Plugins are the plugins that filters name, one use of each.
 	Plugins []*plugin.Use
+	// JwtProviders are those whose keys are fetched.
+	JwtProviders []*jwt.Provider
 
 	// handles has every name that was ever seen: a name that comes back has its old handle, and a stream that still holds an old
 	// snapshot never finds another cluster under it.
@@ -67,6 +70,7 @@ type part struct {
 	listen *Listener
 	log    stream.AccessLog
 	filter *filter.Filter
+	jwt    *jwt.Provider
 	failed error
 }
 

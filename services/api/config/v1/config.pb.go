@@ -550,7 +550,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107, 0}
 }
 
 type WatchRequest struct {
@@ -1296,11 +1296,11 @@ func (x *CertificateSecret) GetKeyPem() []byte {
 	return nil
 }
 
-// FileSecret is a file of certificates, revocation lists or users.
+// FileSecret is a file of certificates, revocation lists, users or keys.
 type FileSecret struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // its path, as Tls, UpstreamTls and BasicAuthFilter name it
-	Content       []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"` // PEM; lines of users
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // its path, as Tls, UpstreamTls, BasicAuthFilter and JwtProvider name it
+	Content       []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"` // PEM; lines of users; a JSON Web Key Set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7109,6 +7109,7 @@ type Filter struct {
 	//	*Filter_Decompress
 	//	*Filter_ExtAuthz
 	//	*Filter_GlobalRateLimit
+	//	*Filter_Jwt
 	Kind          isFilter_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7291,6 +7292,15 @@ func (x *Filter) GetGlobalRateLimit() *GlobalRateLimitFilter {
 	return nil
 }
 
+func (x *Filter) GetJwt() *JwtFilter {
+	if x != nil {
+		if x, ok := x.Kind.(*Filter_Jwt); ok {
+			return x.Jwt
+		}
+	}
+	return nil
+}
+
 type isFilter_Kind interface {
 	isFilter_Kind()
 }
@@ -7351,6 +7361,10 @@ type Filter_GlobalRateLimit struct {
 	GlobalRateLimit *GlobalRateLimitFilter `protobuf:"bytes,82,opt,name=global_rate_limit,json=globalRateLimit,proto3,oneof"`
 }
 
+type Filter_Jwt struct {
+	Jwt *JwtFilter `protobuf:"bytes,90,opt,name=jwt,proto3,oneof"`
+}
+
 func (*Filter_Header) isFilter_Kind() {}
 
 func (*Filter_RateLimit) isFilter_Kind() {}
@@ -7378,6 +7392,8 @@ func (*Filter_Decompress) isFilter_Kind() {}
 func (*Filter_ExtAuthz) isFilter_Kind() {}
 
 func (*Filter_GlobalRateLimit) isFilter_Kind() {}
+
+func (*Filter_Jwt) isFilter_Kind() {}
 
 // ExtAuthzFilter asks a service whether a request may pass (Envoy's ext_authz). Lists of headers hold texts, texts with one "*", and
 // "~" with a regular expression; names in lower case.
@@ -8024,6 +8040,505 @@ func (x *RateLimitMatch) GetMatch() *RouteMatch {
 	return nil
 }
 
+// JwtFilter lets requests pass that have a token of the right provider (Envoy's jwt_authn).
+type JwtFilter struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Providers            []*JwtProvider         `protobuf:"bytes,1,rep,name=providers,proto3" json:"providers,omitempty"`                                                        // those that are named below, each once
+	RequiresAny          []*JwtRequirement      `protobuf:"bytes,2,rep,name=requires_any,json=requiresAny,proto3" json:"requires_any,omitempty"`                                 // one of these is enough
+	RequiresAll          []*JwtRequirement      `protobuf:"bytes,3,rep,name=requires_all,json=requiresAll,proto3" json:"requires_all,omitempty"`                                 // each of these; one of the two lists is there
+	AllowMissing         bool                   `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`                             // of requires_any: a request without a token passes
+	AllowMissingOrFailed bool                   `protobuf:"varint,5,opt,name=allow_missing_or_failed,json=allowMissingOrFailed,proto3" json:"allow_missing_or_failed,omitempty"` // likewise, and one whose token is refused
+	BypassCorsPreflight  bool                   `protobuf:"varint,6,opt,name=bypass_cors_preflight,json=bypassCorsPreflight,proto3" json:"bypass_cors_preflight,omitempty"`      // a preflight request passes
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *JwtFilter) Reset() {
+	*x = JwtFilter{}
+	mi := &file_config_v1_config_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtFilter) ProtoMessage() {}
+
+func (x *JwtFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtFilter.ProtoReflect.Descriptor instead.
+func (*JwtFilter) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *JwtFilter) GetProviders() []*JwtProvider {
+	if x != nil {
+		return x.Providers
+	}
+	return nil
+}
+
+func (x *JwtFilter) GetRequiresAny() []*JwtRequirement {
+	if x != nil {
+		return x.RequiresAny
+	}
+	return nil
+}
+
+func (x *JwtFilter) GetRequiresAll() []*JwtRequirement {
+	if x != nil {
+		return x.RequiresAll
+	}
+	return nil
+}
+
+func (x *JwtFilter) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *JwtFilter) GetAllowMissingOrFailed() bool {
+	if x != nil {
+		return x.AllowMissingOrFailed
+	}
+	return false
+}
+
+func (x *JwtFilter) GetBypassCorsPreflight() bool {
+	if x != nil {
+		return x.BypassCorsPreflight
+	}
+	return false
+}
+
+type JwtRequirement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`   // by name
+	Audiences     []string               `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"` // instead of the provider's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JwtRequirement) Reset() {
+	*x = JwtRequirement{}
+	mi := &file_config_v1_config_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtRequirement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtRequirement) ProtoMessage() {}
+
+func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtRequirement.ProtoReflect.Descriptor instead.
+func (*JwtRequirement) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *JwtRequirement) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *JwtRequirement) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+// JwtProvider is who makes tokens, where they stand in a request, and what becomes of them. Filters that name one share it.
+type JwtProvider struct {
+	state                   protoimpl.MessageState `protogen:"open.v1"`
+	Name                    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Issuer                  string                 `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`                                                 // "iss" of its tokens; "": any
+	Audiences               []string               `protobuf:"bytes,3,rep,name=audiences,proto3" json:"audiences,omitempty"`                                           // "aud" has one of these; none: any
+	Subjects                []string               `protobuf:"bytes,4,rep,name=subjects,proto3" json:"subjects,omitempty"`                                             // "sub" is one of these: texts, texts with one "*", "~" and a regular expression; none: any
+	RequireExpiration       bool                   `protobuf:"varint,5,opt,name=require_expiration,json=requireExpiration,proto3" json:"require_expiration,omitempty"` // "exp" is there
+	MaxLifetimeMs           int64                  `protobuf:"varint,6,opt,name=max_lifetime_ms,json=maxLifetimeMs,proto3" json:"max_lifetime_ms,omitempty"`           // "exp" is so far away at the most; 0: any
+	ClockSkewMs             int64                  `protobuf:"varint,7,opt,name=clock_skew_ms,json=clockSkewMs,proto3" json:"clock_skew_ms,omitempty"`                 // of "exp" and "nbf"; default 60 000
+	JwksFile                string                 `protobuf:"bytes,8,opt,name=jwks_file,json=jwksFile,proto3" json:"jwks_file,omitempty"`                             // a FileSecret; one of this, jwks and remote_jwks is there
+	Jwks                    string                 `protobuf:"bytes,9,opt,name=jwks,proto3" json:"jwks,omitempty"`                                                     // a key set without secrets
+	RemoteJwks              *RemoteJwks            `protobuf:"bytes,10,opt,name=remote_jwks,json=remoteJwks,proto3" json:"remote_jwks,omitempty"`
+	FromHeaders             []*JwtHeader           `protobuf:"bytes,11,rep,name=from_headers,json=fromHeaders,proto3" json:"from_headers,omitempty"` // where tokens stand; without any of these three: Authorization after "Bearer ", and the
+	FromParams              []string               `protobuf:"bytes,12,rep,name=from_params,json=fromParams,proto3" json:"from_params,omitempty"`    // parameter access_token
+	FromCookies             []string               `protobuf:"bytes,13,rep,name=from_cookies,json=fromCookies,proto3" json:"from_cookies,omitempty"`
+	Forward                 bool                   `protobuf:"varint,14,opt,name=forward,proto3" json:"forward,omitempty"`                                                                    // the upstream gets the token
+	ForwardPayloadHeader    string                 `protobuf:"bytes,15,opt,name=forward_payload_header,json=forwardPayloadHeader,proto3" json:"forward_payload_header,omitempty"`             // the upstream gets the payload in it, as the token has it; "": it does not
+	PadForwardPayloadHeader bool                   `protobuf:"varint,16,opt,name=pad_forward_payload_header,json=padForwardPayloadHeader,proto3" json:"pad_forward_payload_header,omitempty"` // with the padding of base64
+	ClaimToHeaders          []*JwtClaim            `protobuf:"bytes,17,rep,name=claim_to_headers,json=claimToHeaders,proto3" json:"claim_to_headers,omitempty"`
+	CacheSize               uint32                 `protobuf:"varint,18,opt,name=cache_size,json=cacheSize,proto3" json:"cache_size,omitempty"` // verified tokens kept in each worker; 0: none
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
+}
+
+func (x *JwtProvider) Reset() {
+	*x = JwtProvider{}
+	mi := &file_config_v1_config_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtProvider) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtProvider) ProtoMessage() {}
+
+func (x *JwtProvider) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
+func (*JwtProvider) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *JwtProvider) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JwtProvider) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *JwtProvider) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetSubjects() []string {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetRequireExpiration() bool {
+	if x != nil {
+		return x.RequireExpiration
+	}
+	return false
+}
+
+func (x *JwtProvider) GetMaxLifetimeMs() int64 {
+	if x != nil {
+		return x.MaxLifetimeMs
+	}
+	return 0
+}
+
+func (x *JwtProvider) GetClockSkewMs() int64 {
+	if x != nil {
+		return x.ClockSkewMs
+	}
+	return 0
+}
+
+func (x *JwtProvider) GetJwksFile() string {
+	if x != nil {
+		return x.JwksFile
+	}
+	return ""
+}
+
+func (x *JwtProvider) GetJwks() string {
+	if x != nil {
+		return x.Jwks
+	}
+	return ""
+}
+
+func (x *JwtProvider) GetRemoteJwks() *RemoteJwks {
+	if x != nil {
+		return x.RemoteJwks
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetFromHeaders() []*JwtHeader {
+	if x != nil {
+		return x.FromHeaders
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetFromParams() []string {
+	if x != nil {
+		return x.FromParams
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetFromCookies() []string {
+	if x != nil {
+		return x.FromCookies
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetForward() bool {
+	if x != nil {
+		return x.Forward
+	}
+	return false
+}
+
+func (x *JwtProvider) GetForwardPayloadHeader() string {
+	if x != nil {
+		return x.ForwardPayloadHeader
+	}
+	return ""
+}
+
+func (x *JwtProvider) GetPadForwardPayloadHeader() bool {
+	if x != nil {
+		return x.PadForwardPayloadHeader
+	}
+	return false
+}
+
+func (x *JwtProvider) GetClaimToHeaders() []*JwtClaim {
+	if x != nil {
+		return x.ClaimToHeaders
+	}
+	return nil
+}
+
+func (x *JwtProvider) GetCacheSize() uint32 {
+	if x != nil {
+		return x.CacheSize
+	}
+	return 0
+}
+
+type JwtHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                  // lower case
+	ValuePrefix   string                 `protobuf:"bytes,2,opt,name=value_prefix,json=valuePrefix,proto3" json:"value_prefix,omitempty"` // before the token, in any case
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JwtHeader) Reset() {
+	*x = JwtHeader{}
+	mi := &file_config_v1_config_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtHeader) ProtoMessage() {}
+
+func (x *JwtHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtHeader.ProtoReflect.Descriptor instead.
+func (*JwtHeader) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *JwtHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JwtHeader) GetValuePrefix() string {
+	if x != nil {
+		return x.ValuePrefix
+	}
+	return ""
+}
+
+type JwtClaim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        string                 `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"` // lower case
+	Claim         string                 `protobuf:"bytes,2,opt,name=claim,proto3" json:"claim,omitempty"`   // "sub"; "realm.role" is a member of a member
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JwtClaim) Reset() {
+	*x = JwtClaim{}
+	mi := &file_config_v1_config_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtClaim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtClaim) ProtoMessage() {}
+
+func (x *JwtClaim) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtClaim.ProtoReflect.Descriptor instead.
+func (*JwtClaim) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *JwtClaim) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *JwtClaim) GetClaim() string {
+	if x != nil {
+		return x.Claim
+	}
+	return ""
+}
+
+// RemoteJwks is fetched by the main side, again and again.
+type RemoteJwks struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Cluster         string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`                                           // the hosts that are asked, by TLS where the cluster has it
+	Host            string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`                                                 // the authority of the request
+	Path            string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`                                                 // with its query
+	TimeoutMs       int64                  `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`                     // default 5 000
+	CacheDurationMs int64                  `protobuf:"varint,5,opt,name=cache_duration_ms,json=cacheDurationMs,proto3" json:"cache_duration_ms,omitempty"` // default 600 000: fetched again 5 s before
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RemoteJwks) Reset() {
+	*x = RemoteJwks{}
+	mi := &file_config_v1_config_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoteJwks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoteJwks) ProtoMessage() {}
+
+func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoteJwks.ProtoReflect.Descriptor instead.
+func (*RemoteJwks) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *RemoteJwks) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *RemoteJwks) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RemoteJwks) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *RemoteJwks) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *RemoteJwks) GetCacheDurationMs() int64 {
+	if x != nil {
+		return x.CacheDurationMs
+	}
+	return 0
+}
+
 // HeaderFilter edits headers at its place among the filters (Envoy's header_mutation).
 type HeaderFilter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -8035,7 +8550,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8047,7 +8562,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8060,7 +8575,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -8095,7 +8610,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8107,7 +8622,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8120,7 +8635,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -8202,7 +8717,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8214,7 +8729,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8227,7 +8742,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -8295,7 +8810,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8307,7 +8822,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8320,7 +8835,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -8383,7 +8898,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8395,7 +8910,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8408,7 +8923,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -8435,7 +8950,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8447,7 +8962,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8460,7 +8975,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -8490,7 +9005,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8502,7 +9017,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8515,7 +9030,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -8558,7 +9073,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8570,7 +9085,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8583,7 +9098,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -8622,7 +9137,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8634,7 +9149,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8647,7 +9162,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -8704,7 +9219,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8716,7 +9231,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8729,7 +9244,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -8763,7 +9278,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8775,7 +9290,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8788,7 +9303,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -8809,7 +9324,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8821,7 +9336,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8834,7 +9349,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -8864,7 +9379,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8876,7 +9391,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8889,7 +9404,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -8933,7 +9448,7 @@ type HealthCheckFilter struct {
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8945,7 +9460,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8958,7 +9473,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -8999,7 +9514,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9011,7 +9526,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9024,7 +9539,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -9054,7 +9569,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9066,7 +9581,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9079,7 +9594,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -9125,7 +9640,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9137,7 +9652,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9150,7 +9665,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -9206,7 +9721,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9218,7 +9733,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9231,7 +9746,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Stats) GetListen() string {
@@ -9271,7 +9786,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9283,7 +9798,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9296,7 +9811,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -9363,7 +9878,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9375,7 +9890,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9388,7 +9903,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -9443,7 +9958,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9455,7 +9970,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9468,7 +9983,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -9494,7 +10009,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9506,7 +10021,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9519,7 +10034,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -9541,7 +10056,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9553,7 +10068,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9566,7 +10081,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -9609,7 +10124,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9621,7 +10136,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9634,7 +10149,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -9669,7 +10184,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9681,7 +10196,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9694,7 +10209,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -9727,7 +10242,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9739,7 +10254,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9752,7 +10267,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -9772,7 +10287,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9784,7 +10299,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9797,7 +10312,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -9823,7 +10338,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9835,7 +10350,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9848,7 +10363,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -9869,7 +10384,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9881,7 +10396,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9894,7 +10409,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -9933,7 +10448,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9945,7 +10460,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9958,7 +10473,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -10018,7 +10533,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10030,7 +10545,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10043,7 +10558,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 type ReloadReply struct {
@@ -10059,7 +10574,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10071,7 +10586,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10084,7 +10599,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -10130,7 +10645,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10142,7 +10657,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10155,7 +10670,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 type StatusReply struct {
@@ -10175,7 +10690,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10187,7 +10702,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10200,7 +10715,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -10279,7 +10794,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10291,7 +10806,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10304,7 +10819,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -10348,7 +10863,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10360,7 +10875,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10373,7 +10888,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -10425,7 +10940,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10437,7 +10952,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10450,7 +10965,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -10503,7 +11018,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10515,7 +11030,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10528,7 +11043,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 type HistoryReply struct {
@@ -10540,7 +11055,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10552,7 +11067,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10565,7 +11080,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -10588,7 +11103,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10600,7 +11115,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10613,7 +11128,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -10663,7 +11178,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10675,7 +11190,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10688,7 +11203,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -10719,7 +11234,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10731,7 +11246,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10744,7 +11259,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -10806,7 +11321,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10818,7 +11333,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10831,7 +11346,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -10900,7 +11415,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10912,7 +11427,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10925,7 +11440,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -10955,7 +11470,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10967,7 +11482,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10980,7 +11495,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -11029,7 +11544,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11041,7 +11556,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11054,7 +11569,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -11091,7 +11606,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11103,7 +11618,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11116,7 +11631,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -11740,7 +12255,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tFilterUse\x12\x16\n" +
 	"\x06plugin\x18\x01 \x01(\tR\x06plugin\x125\n" +
 	"\bon_error\x18\x02 \x01(\x0e2\x1a.retinue.config.v1.OnErrorR\aonError\x12\x16\n" +
-	"\x06filter\x18< \x01(\tR\x06filter\"\xda\a\n" +
+	"\x06filter\x18< \x01(\tR\x06filter\"\x8c\b\n" +
 	"\x06Filter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x06source\x18\x02 \x01(\v2\x19.retinue.config.v1.SourceR\x06source\x129\n" +
@@ -11762,7 +12277,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"decompress\x18G \x01(\v2#.retinue.config.v1.DecompressFilterH\x00R\n" +
 	"decompress\x12@\n" +
 	"\text_authz\x18P \x01(\v2!.retinue.config.v1.ExtAuthzFilterH\x00R\bextAuthz\x12V\n" +
-	"\x11global_rate_limit\x18R \x01(\v2(.retinue.config.v1.GlobalRateLimitFilterH\x00R\x0fglobalRateLimitB\x06\n" +
+	"\x11global_rate_limit\x18R \x01(\v2(.retinue.config.v1.GlobalRateLimitFilterH\x00R\x0fglobalRateLimit\x120\n" +
+	"\x03jwt\x18Z \x01(\v2\x1c.retinue.config.v1.JwtFilterH\x00R\x03jwtB\x06\n" +
 	"\x04kind\"\xb5\x06\n" +
 	"\x0eExtAuthzFilter\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
@@ -11827,7 +12343,54 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0eRateLimitMatch\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\tR\x05value\x12&\n" +
 	"\x0fexpect_no_match\x18\x02 \x01(\bR\rexpectNoMatch\x123\n" +
-	"\x05match\x18\x03 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\"\x80\x01\n" +
+	"\x05match\x18\x03 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\"\xe5\x02\n" +
+	"\tJwtFilter\x12<\n" +
+	"\tproviders\x18\x01 \x03(\v2\x1e.retinue.config.v1.JwtProviderR\tproviders\x12D\n" +
+	"\frequires_any\x18\x02 \x03(\v2!.retinue.config.v1.JwtRequirementR\vrequiresAny\x12D\n" +
+	"\frequires_all\x18\x03 \x03(\v2!.retinue.config.v1.JwtRequirementR\vrequiresAll\x12#\n" +
+	"\rallow_missing\x18\x04 \x01(\bR\fallowMissing\x125\n" +
+	"\x17allow_missing_or_failed\x18\x05 \x01(\bR\x14allowMissingOrFailed\x122\n" +
+	"\x15bypass_cors_preflight\x18\x06 \x01(\bR\x13bypassCorsPreflight\"J\n" +
+	"\x0eJwtRequirement\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\"\xd7\x05\n" +
+	"\vJwtProvider\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x1c\n" +
+	"\taudiences\x18\x03 \x03(\tR\taudiences\x12\x1a\n" +
+	"\bsubjects\x18\x04 \x03(\tR\bsubjects\x12-\n" +
+	"\x12require_expiration\x18\x05 \x01(\bR\x11requireExpiration\x12&\n" +
+	"\x0fmax_lifetime_ms\x18\x06 \x01(\x03R\rmaxLifetimeMs\x12\"\n" +
+	"\rclock_skew_ms\x18\a \x01(\x03R\vclockSkewMs\x12\x1b\n" +
+	"\tjwks_file\x18\b \x01(\tR\bjwksFile\x12\x12\n" +
+	"\x04jwks\x18\t \x01(\tR\x04jwks\x12>\n" +
+	"\vremote_jwks\x18\n" +
+	" \x01(\v2\x1d.retinue.config.v1.RemoteJwksR\n" +
+	"remoteJwks\x12?\n" +
+	"\ffrom_headers\x18\v \x03(\v2\x1c.retinue.config.v1.JwtHeaderR\vfromHeaders\x12\x1f\n" +
+	"\vfrom_params\x18\f \x03(\tR\n" +
+	"fromParams\x12!\n" +
+	"\ffrom_cookies\x18\r \x03(\tR\vfromCookies\x12\x18\n" +
+	"\aforward\x18\x0e \x01(\bR\aforward\x124\n" +
+	"\x16forward_payload_header\x18\x0f \x01(\tR\x14forwardPayloadHeader\x12;\n" +
+	"\x1apad_forward_payload_header\x18\x10 \x01(\bR\x17padForwardPayloadHeader\x12E\n" +
+	"\x10claim_to_headers\x18\x11 \x03(\v2\x1b.retinue.config.v1.JwtClaimR\x0eclaimToHeaders\x12\x1d\n" +
+	"\n" +
+	"cache_size\x18\x12 \x01(\rR\tcacheSize\"B\n" +
+	"\tJwtHeader\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
+	"\fvalue_prefix\x18\x02 \x01(\tR\vvaluePrefix\"8\n" +
+	"\bJwtClaim\x12\x16\n" +
+	"\x06header\x18\x01 \x01(\tR\x06header\x12\x14\n" +
+	"\x05claim\x18\x02 \x01(\tR\x05claim\"\x99\x01\n" +
+	"\n" +
+	"RemoteJwks\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x04 \x01(\x03R\ttimeoutMs\x12*\n" +
+	"\x11cache_duration_ms\x18\x05 \x01(\x03R\x0fcacheDurationMs\"\x80\x01\n" +
 	"\fHeaderFilter\x126\n" +
 	"\arequest\x18\x01 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\arequest\x128\n" +
 	"\bresponse\x18\x02 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\bresponse\"\x98\x02\n" +
@@ -12162,7 +12725,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -12257,64 +12820,70 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*RateLimitAction)(nil),       // 90: retinue.config.v1.RateLimitAction
 	(*AddressMask)(nil),           // 91: retinue.config.v1.AddressMask
 	(*RateLimitMatch)(nil),        // 92: retinue.config.v1.RateLimitMatch
-	(*HeaderFilter)(nil),          // 93: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 94: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 95: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 96: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 97: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 98: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 99: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 100: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 101: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 102: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 103: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 104: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 105: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 106: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 107: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 108: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 109: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 110: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 111: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 112: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 113: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 114: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 115: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 116: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 117: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 118: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 119: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 120: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 121: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 122: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 123: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 124: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 125: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 126: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 127: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 128: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 129: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 130: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 131: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 132: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 133: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 134: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 135: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 136: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 137: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 138: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 139: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 140: retinue.suite.v1.Hello
+	(*JwtFilter)(nil),             // 93: retinue.config.v1.JwtFilter
+	(*JwtRequirement)(nil),        // 94: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 95: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 96: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 97: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 98: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 99: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 100: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 101: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 102: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 103: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 104: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 105: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 106: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 107: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 108: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 109: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 110: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 111: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 112: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 113: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 114: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 115: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 116: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 117: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 118: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 119: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 120: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 121: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 122: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 123: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 124: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 125: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 126: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 127: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 128: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 129: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 130: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 131: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 132: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 133: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 134: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 135: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 136: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 137: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 138: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 139: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 140: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 141: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 142: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 143: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 144: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 145: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 146: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	11,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	12,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	13,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	15,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	140, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	146, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	14,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	140, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	146, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	17,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	21,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	22,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -12322,8 +12891,8 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	23,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	25,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	18,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	119, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	116, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	125, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	122, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	19,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	20,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	26,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
@@ -12331,11 +12900,11 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	40,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
 	65,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
 	82,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	110, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	116, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	35,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
 	84,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
 	86,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	112, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	118, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	28,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	27,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	27,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -12427,92 +12996,99 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	24,  // 117: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
 	5,   // 118: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
 	24,  // 119: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	93,  // 120: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	94,  // 121: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	95,  // 122: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	96,  // 123: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	97,  // 124: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	102, // 125: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	103, // 126: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	104, // 127: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	105, // 128: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	106, // 129: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	108, // 130: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	109, // 131: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	99,  // 120: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	100, // 121: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	101, // 122: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	102, // 123: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	103, // 124: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	108, // 125: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	109, // 126: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	110, // 127: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	111, // 128: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	112, // 129: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	114, // 130: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	115, // 131: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
 	87,  // 132: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
 	88,  // 133: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	59,  // 134: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	89,  // 135: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	90,  // 136: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	91,  // 137: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	92,  // 138: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	49,  // 139: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	63,  // 140: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	63,  // 141: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	49,  // 142: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	98,  // 143: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	98,  // 144: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	99,  // 145: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	100, // 146: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	101, // 147: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	24,  // 148: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	49,  // 149: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	50,  // 150: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	107, // 151: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	49,  // 152: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	111, // 153: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	9,   // 154: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	113, // 155: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	113, // 156: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	113, // 157: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	113, // 158: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	140, // 159: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	119, // 160: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	116, // 161: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	80,  // 162: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	122, // 163: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	6,   // 164: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	24,  // 165: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	122, // 166: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	140, // 167: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	128, // 168: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	129, // 169: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	127, // 170: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	116, // 171: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 172: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	132, // 173: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	135, // 174: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	122, // 175: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 176: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	24,  // 177: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	64,  // 178: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	139, // 179: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	24,  // 180: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	10,  // 181: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	114, // 182: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	120, // 183: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	123, // 184: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	125, // 185: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	130, // 186: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	133, // 187: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	136, // 188: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	117, // 189: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	137, // 190: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	16,  // 191: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	115, // 192: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	121, // 193: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	124, // 194: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	126, // 195: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	131, // 196: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	134, // 197: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	124, // 198: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	118, // 199: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	138, // 200: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	191, // [191:201] is the sub-list for method output_type
-	181, // [181:191] is the sub-list for method input_type
-	181, // [181:181] is the sub-list for extension type_name
-	181, // [181:181] is the sub-list for extension extendee
-	0,   // [0:181] is the sub-list for field type_name
+	93,  // 134: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	59,  // 135: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	89,  // 136: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	90,  // 137: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	91,  // 138: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	92,  // 139: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	49,  // 140: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	95,  // 141: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	94,  // 142: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	94,  // 143: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	98,  // 144: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	96,  // 145: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	97,  // 146: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	63,  // 147: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	63,  // 148: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	49,  // 149: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	104, // 150: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	104, // 151: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	105, // 152: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	106, // 153: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	107, // 154: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	24,  // 155: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	49,  // 156: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	50,  // 157: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	113, // 158: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	49,  // 159: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	117, // 160: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	9,   // 161: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	119, // 162: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	119, // 163: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	119, // 164: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	119, // 165: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	146, // 166: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	125, // 167: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	122, // 168: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	80,  // 169: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	128, // 170: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	6,   // 171: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	24,  // 172: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	128, // 173: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	146, // 174: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	134, // 175: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	135, // 176: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	133, // 177: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	122, // 178: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 179: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	138, // 180: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	141, // 181: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	128, // 182: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 183: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	24,  // 184: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	64,  // 185: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	145, // 186: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	24,  // 187: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	10,  // 188: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	120, // 189: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	126, // 190: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	129, // 191: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	131, // 192: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	136, // 193: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	139, // 194: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	142, // 195: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	123, // 196: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	143, // 197: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	16,  // 198: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	121, // 199: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	127, // 200: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	130, // 201: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	132, // 202: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	137, // 203: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	140, // 204: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	130, // 205: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	124, // 206: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	144, // 207: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	198, // [198:208] is the sub-list for method output_type
+	188, // [188:198] is the sub-list for method input_type
+	188, // [188:188] is the sub-list for extension type_name
+	188, // [188:188] is the sub-list for extension extendee
+	0,   // [0:188] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -12605,6 +13181,7 @@ func file_config_v1_config_proto_init() {
 		(*Filter_Decompress)(nil),
 		(*Filter_ExtAuthz)(nil),
 		(*Filter_GlobalRateLimit)(nil),
+		(*Filter_Jwt)(nil),
 	}
 	file_config_v1_config_proto_msgTypes[78].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{
@@ -12615,17 +13192,17 @@ func file_config_v1_config_proto_init() {
 		(*RateLimitAction_DestinationCluster)(nil),
 		(*RateLimitAction_Match)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[84].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[85].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[86].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[90].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[91].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[92].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[97].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   130,
+			NumMessages:   136,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

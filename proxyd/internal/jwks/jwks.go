@@ -1,0 +1,208 @@
+// Package jwks follows the key sets that providers of tokens have elsewhere. It runs on the main side: a server that is slow or
+// says nonsense is no worker's business.
+//
+// Each provider has one goroutine, which fetches its set when the provider appears, again a little before the set's time is over, and
+// after a failure with a growing delay. So there is one fetch at a time and none for a request. What was fetched stays in force until
+// another set is here, however long that takes; a copy in the state directory serves the next generation until then.
+package jwks
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"retinue.dev/libs/jwk"
+	"retinue.dev/proxyd/internal/filter/jwt"
+)
+
+const (
+	// ahead is how long before its time is over a set is fetched again (Envoy's); half the time where that is short.
+	ahead = 5 * time.Second
+	// A fetch that failed is tried again after a random time up to a bound, which doubles from the first to the second.
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+	// keptFor is how long a copy serves a process that has just begun.
+	keptFor = 24 * time.Hour
+)
+
+// Options are the follower's surroundings.
+type Options struct {
+	Log *slog.Logger
+	// Dir is where copies are kept; "": nowhere.
+	Dir string
+	// Fetch asks for a set.
+	Fetch func(context.Context, *jwt.Remote) ([]byte, error)
+	// Settle has every worker call the provider's Settle.
+	Settle func(*jwt.Provider)
+	// Count is told how each fetch ended.
+	Count func(p *jwt.Provider, fetched bool)
+}
+
+// Follower follows the sets of a process. Life: New, Set for each snapshot, Close.
+type Follower struct {
+	opt Options
+
+	mu        sync.Mutex
+	following map[*jwt.Provider]context.CancelFunc
+	closed    bool
+	done      sync.WaitGroup
+}
+
+// New makes one that follows nothing yet.
+func New(opt Options) *Follower {
+	return &Follower{opt: opt, following: map[*jwt.Provider]context.CancelFunc{}}
+}
+
+// Set takes the providers of a snapshot.
+func (f *Follower) Set(providers []*jwt.Provider) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return
+	}
+	stay := map[*jwt.Provider]bool{}
+	for _, p := range providers {
+		stay[p] = true
+		if f.following[p] != nil {
+			continue
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		f.following[p] = cancel
+		f.done.Add(1)
+		go func() {
+			defer f.done.Done()
+			f.follow(ctx, p)
+		}()
+	}
+	for p, cancel := range f.following {
+		if !stay[p] {
+			cancel()
+			delete(f.following, p)
+		}
+	}
+}
+
+// Close ends everything.
+func (f *Follower) Close() {
+	f.mu.Lock()
+	f.closed = true
+	for _, cancel := range f.following {
+		cancel()
+	}
+	f.mu.Unlock()
+	f.done.Wait()
+}
+
+// follow is the life of one provider.
+func (f *Follower) follow(ctx context.Context, p *jwt.Provider) {
+	last := f.recall(p)
+	failures := 0
+	for {
+		content, set, err := f.fetch(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		f.opt.Count(p, err == nil)
+		wait := p.Remote.CacheFor - min(ahead, p.Remote.CacheFor/2)
+		switch {
+		case err != nil:
+			most := min(firstRetry<<min(failures, 10), lastRetry)
+			wait = most/2 + rand.N(most/2)
+			failures++
+			p.Fail()
+			f.opt.Log.Warn("a key set cannot be fetched; the last one that was stays", "jwt_provider", p.Name, "host", p.Remote.Host, "error", err, "retry_in", wait.Round(time.Millisecond).String())
+		case bytes.Equal(content, last): // the tokens that were verified with it stay so
+		default:
+			p.Take(set)
+			f.keep(p, content, set)
+			f.opt.Log.Info("a key set was fetched", "jwt_provider", p.Name, "host", p.Remote.Host, "keys", set.Len(), "left_out", len(set.Skipped))
+		}
+		if err == nil {
+			last, failures = content, 0
+		}
+		f.opt.Settle(p)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (f *Follower) fetch(ctx context.Context, p *jwt.Provider) ([]byte, *jwk.Set, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.Remote.Timeout)
+	defer cancel()
+	content, err := f.opt.Fetch(ctx, p.Remote)
+	if err != nil {
+		return nil, nil, err
+	}
+	set, err := jwk.Parse(content)
+	return content, set, err
+}
+
+// path is where the copy of a provider's set is.
+func (f *Follower) path(p *jwt.Provider) string {
+	of := sha256.Sum256([]byte(p.Name + "\x00" + p.Remote.Host + "\x00" + p.Remote.Path))
+	return filepath.Join(f.opt.Dir, fmt.Sprintf("jwks-%x.json", of[:8]))
+}
+
+// recall puts the copy in force and answers what is in it.
+func (f *Follower) recall(p *jwt.Provider) []byte {
+	if f.opt.Dir == "" || p.Ready() {
+		return nil
+	}
+	path := f.path(p)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && time.Since(info.ModTime()) > keptFor {
+		return nil
+	}
+	var content []byte
+	if err == nil && info.Size() > jwk.MaxSize {
+		err = errors.New("it is too large")
+	}
+	if err == nil {
+		content, err = os.ReadFile(path)
+	}
+	var set *jwk.Set
+	if err == nil {
+		set, err = jwk.Parse(content)
+	}
+	if err != nil {
+		f.opt.Log.Warn("the copy of a key set is of no use", "jwt_provider", p.Name, "path", path, "error", err)
+		return nil
+	}
+	p.Take(set)
+	f.opt.Settle(p)
+	return content
+}
+
+// keep writes the copy. Secrets are not kept.
+func (f *Follower) keep(p *jwt.Provider, content []byte, set *jwk.Set) {
+	if f.opt.Dir == "" || set.Secret || set.Private {
+		return
+	}
+	err := func() error {
+		file, err := os.CreateTemp(f.opt.Dir, "jwks-*.tmp") // of mode 0600
+		if err != nil {
+			return err
+		}
+		defer os.Remove(file.Name())
+		_, err = file.Write(content)
+		if err = errors.Join(err, file.Close()); err != nil {
+			return err
+		}
+		return os.Rename(file.Name(), f.path(p))
+	}()
+	if err != nil {
+		f.opt.Log.Warn("a key set is not kept for the next generation", "jwt_provider", p.Name, "error", err)
+	}
+}
