@@ -157,6 +157,22 @@ func (r *rig) request(use *Use, end bool) *exchange {
 
 var heads = &filterv1.Subscription{Phases: []filterv1.Phase{filterv1.Phase_PHASE_REQUEST_HEADERS}, RequestHeaders: []string{"user-agent", ":path"}}
 
+// TestVersionOfProtocol: a generation that speaks a newer filter protocol is not called, and who waits for it is told both numbers.
+func TestVersionOfProtocol(t *testing.T) {
+	r := newRig(t, heads)
+	for version, want := range map[uint32]string{0: "", 1: "", 2: "version 2 of the filter protocol, this proxyd 1"} {
+		r.reg.Update(&restartv1.PluginTable{Plugins: []*restartv1.Plugin{{Name: "p", Generations: []*restartv1.PluginGeneration{{
+			Number: 2 + uint64(version), State: restartv1.PluginState_PLUGIN_STATE_SERVING, ConfigHash: []byte("hash"), ConfigId: 1, DataAddress: socket,
+			Subscription: heads, Protocol: version,
+		}}}}})
+		r.turn()
+		missing, err := r.reg.Await(t.Context(), []*Use{r.use})
+		if want == "" && (missing != "" || err != nil) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("version %d: %q, %v; want %q", version, missing, err, want)
+		}
+	}
+}
+
 func TestAnswersFindTheirStream(t *testing.T) {
 	r := newRig(t, heads)
 	a, b := r.request(r.use, true), r.request(r.use, true)

@@ -179,6 +179,9 @@ func (r *Registry) generation(g *restartv1.PluginGeneration) *Generation {
 		return nil
 	}
 	sub, err := compile(g.GetSubscription())
+	if v := g.GetProtocol(); v > 1 {
+		err = fmt.Errorf("generation %d speaks version %d of the filter protocol, this proxyd 1: upgrade proxyd first, or install a plugin that speaks 1 too", g.GetNumber(), v)
+	}
 	if err == nil && (g.GetDataAddress() == "" || len(g.GetDataAddress()) > maxAddress) {
 		err = fmt.Errorf("its data socket %q cannot be reached", g.GetDataAddress())
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,9 +25,38 @@ import (
 const (
 	cookieKey   = "RETINUE_PLUGIN"
 	cookieValue = "filter"
-	protocol    = 1
 	maxMessage  = 1 << 20 // of control
 )
+
+// major is a version of filter that both sides speak: what the handshake's version says.
+type major uint32
+
+// majors are those that this restartd speaks, the newest first. What a process chose of them holds for its generation: the ledger keeps it for the next
+// restartd, and the table tells proxyd.
+type majors []major
+
+func spoken() majors { return majors{1} }
+
+// String is the list as go-plugin offers it to a plugin, which takes the newest that it has too.
+func (m majors) String() string { return m.join(",") }
+
+func (m majors) join(sep string) string {
+	texts := make([]string, len(m))
+	for i, v := range m {
+		texts[i] = strconv.Itoa(int(v))
+	}
+	return strings.Join(texts, sep)
+}
+
+// choose tells whether the version of a handshake line is spoken.
+func (m majors) choose(version string) (major, error) {
+	for _, v := range m {
+		if version == strconv.Itoa(int(v)) {
+			return v, nil
+		}
+	}
+	return 0, fmt.Errorf("it speaks version %s of the filter protocol, this restartd %s: install a plugin built for it", version, m.join(" and "))
+}
 
 // controller is the control service of one plugin process. Close lets the process go, which it notices.
 type controller interface {
@@ -39,14 +69,17 @@ type controller interface {
 }
 
 // contact opens the control service of a process that listens at address.
-func contact(ctx context.Context, kind, address string, pid int, gone <-chan struct{}) (controller, error) {
-	switch kind {
-	case "grpc":
-		return attachGoPlugin(address, pid, gone)
-	case "frames":
-		return dialFrames(ctx, address)
+func contact(ctx context.Context, h *handshake, pid int, gone <-chan struct{}) (controller, error) {
+	if _, err := spoken().choose(strconv.Itoa(int(h.major))); err != nil {
+		return nil, err // adopted from a newer restartd
 	}
-	return nil, fmt.Errorf("it speaks %q; \"grpc\" and \"frames\" are understood", kind)
+	switch h.kind {
+	case "grpc":
+		return attachGoPlugin(h, pid, gone)
+	case "frames":
+		return dialFrames(ctx, h)
+	}
+	return nil, fmt.Errorf("it speaks %q; \"grpc\" and \"frames\" are understood", h.kind)
 }
 
 // goPlugin is a go-plugin that was reattached to.
@@ -55,10 +88,15 @@ type goPlugin struct {
 	protocol goplugin.ClientProtocol
 }
 
-func attachGoPlugin(address string, pid int, gone <-chan struct{}) (controller, error) {
+// versioned are the clients of each major.
+func versioned() map[major]goplugin.PluginSet {
+	return map[major]goplugin.PluginSet{1: {"filter": clientPlugin{}}}
+}
+
+func attachGoPlugin(h *handshake, pid int, gone <-chan struct{}) (controller, error) {
 	c := goplugin.NewClient(&goplugin.ClientConfig{
-		HandshakeConfig:  goplugin.HandshakeConfig{ProtocolVersion: protocol, MagicCookieKey: cookieKey, MagicCookieValue: cookieValue},
-		Plugins:          goplugin.PluginSet{"filter": clientPlugin{}},
+		HandshakeConfig:  goplugin.HandshakeConfig{ProtocolVersion: uint(h.major), MagicCookieKey: cookieKey, MagicCookieValue: cookieValue},
+		Plugins:          versioned()[h.major],
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		Logger:           hclog.NewNullLogger(),
 		SyncStdout:       io.Discard, SyncStderr: io.Discard,
@@ -67,8 +105,8 @@ func attachGoPlugin(address string, pid int, gone <-chan struct{}) (controller, 
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		},
 		Reattach: &goplugin.ReattachConfig{
-			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: protocol, Pid: pid,
-			Addr:         &net.UnixAddr{Net: "unix", Name: address},
+			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: int(h.major), Pid: pid,
+			Addr:         &net.UnixAddr{Net: "unix", Name: h.address},
 			ReattachFunc: func() (runner.AttachedRunner, error) { return attached{pid, gone}, nil },
 		},
 	})
@@ -159,14 +197,14 @@ type frames struct {
 	last uint64
 }
 
-func dialFrames(ctx context.Context, address string) (controller, error) {
+func dialFrames(ctx context.Context, h *handshake) (controller, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", address)
+	c, err := d.DialContext(ctx, "unix", h.address)
 	if err != nil {
 		return nil, err
 	}
 	f := &frames{conn: c}
-	opening := &filterv1.Opening{Protocol: protocol, Control: true, MaxFrameBytes: maxMessage}
+	opening := &filterv1.Opening{Protocol: uint32(h.major), Control: true, MaxFrameBytes: maxMessage}
 	if err := f.send(&filterv1.ToPlugin{Message: &filterv1.ToPlugin_Opening{Opening: opening}}); err != nil {
 		c.Close()
 		return nil, err

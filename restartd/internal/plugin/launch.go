@@ -128,8 +128,8 @@ func (m *Manager) launch(s spec, step func(step, message string)) (*instance, er
 	if err != nil {
 		return nil, refused("command", "%v", err)
 	}
-	g.Control, g.Kind = h.address, h.kind
-	if g.control, err = contact(ctx, h.kind, h.address, p.PID, p.gone); err != nil {
+	g.Control, g.Kind, g.Protocol = h.address, h.kind, h.major
+	if g.control, err = contact(ctx, h, p.PID, p.gone); err != nil {
 		return nil, refused("command", "%v", err)
 	}
 	if err := g.configure(ctx, s, step); err != nil {
@@ -142,12 +142,12 @@ func (m *Manager) launch(s spec, step func(step, message string)) (*instance, er
 
 // configure is the conversation after the handshake.
 func (g *instance) configure(ctx context.Context, s spec, step func(step, message string)) error {
-	hello, err := g.control.Hello(ctx, &filterv1.HelloRequest{Protocol: protocol, Name: s.name, Generation: s.number})
+	hello, err := g.control.Hello(ctx, &filterv1.HelloRequest{Protocol: uint32(g.Protocol), Name: s.name, Generation: s.number})
 	if err != nil {
 		return refused("command", "it does not say hello: %v", err)
 	}
-	if hello.GetProtocol() != protocol {
-		return refused("command", "it speaks filter/v%d, this suite filter/v%d: install a plugin built for it", hello.GetProtocol(), protocol)
+	if hello.GetProtocol() != uint32(g.Protocol) {
+		return refused("command", "it says hello in filter/v%d after a handshake of version %d: a plugin speaks one of them", hello.GetProtocol(), g.Protocol)
 	}
 	g.ProgramName, g.Version = hello.GetName(), hello.GetVersion()
 	step("hello", fmt.Sprintf("%s %s", hello.GetName(), hello.GetVersion()))

@@ -72,6 +72,7 @@ type record struct {
 	ProgramName   string `json:"program_name"`
 	Version       string `json:"program_version"`
 	Kind          string `json:"kind"`
+	Protocol      major  `json:"protocol"`
 	Control       string `json:"control"`
 	Data          string `json:"data"`
 	Dir           string `json:"dir"`
@@ -155,6 +156,7 @@ func (m *Manager) recover() {
 		if r.State == stateGone || r.State == stateFailed || r.Log == "" { // borrowed ones are attached to anew
 			continue
 		}
+		r.Protocol = max(r.Protocol, 1) // a ledger from before there was a choice
 		g := &instance{record: r, sub: &filterv1.Subscription{}}
 		if err := proto.Unmarshal(r.Subscription, g.sub); err != nil {
 			continue
@@ -191,7 +193,7 @@ func (m *Manager) recover() {
 func (m *Manager) reattach(g *instance) {
 	ctx, cancel := context.WithTimeout(context.Background(), m.opt.Times.Start)
 	defer cancel()
-	c, err := contact(ctx, g.Kind, g.Control, g.PID, g.process.gone)
+	c, err := contact(ctx, &handshake{address: g.Control, kind: g.Kind, major: g.Protocol}, g.PID, g.process.gone)
 	if err != nil {
 		m.opt.Log.Error("plugin adopted without its control connection", "plugin", g.record.Plugin, "generation", g.Number, "error", err)
 		return

@@ -387,7 +387,7 @@ func (m *Manager) table() *restartv1.PluginTable {
 			}
 			out.Generations = append(out.Generations, &restartv1.PluginGeneration{
 				Number: n, State: states[g.State], Pid: int64(g.PID), Program: g.Program, Sha256: g.SHA256, ProgramName: g.ProgramName,
-				ProgramVersion: g.Version, ConfigHash: g.ConfigHash, ConfigId: g.ConfigID, DataAddress: g.Data, Subscription: g.sub,
+				ProgramVersion: g.Version, ConfigHash: g.ConfigHash, ConfigId: g.ConfigID, DataAddress: g.Data, Subscription: g.sub, Protocol: uint32(g.Protocol),
 				CanaryPercent: g.Canary, StartedUnixMs: g.StartedUnixMS, Message: g.Message, Unit: g.Unit,
 			})
 		}

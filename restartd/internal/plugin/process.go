@@ -77,7 +77,7 @@ func environment(name string, number uint64, object *configv1.Plugin) []string {
 	env := []string{
 		cookieKey + "=" + cookieValue,
 		"RETINUE_PLUGIN_NAME=" + name, "RETINUE_PLUGIN_GENERATION=" + strconv.FormatUint(number, 10),
-		"PLUGIN_PROTOCOL_VERSIONS=" + strconv.Itoa(protocol),
+		"PLUGIN_PROTOCOL_VERSIONS=" + spoken().String(),
 		"PLUGIN_UNIX_SOCKET_DIR=.", "PLUGIN_MIN_PORT=0", "PLUGIN_MAX_PORT=0",
 		"GOMAXPROCS=2",
 	}
@@ -166,6 +166,7 @@ func (p *process) kill() {
 type handshake struct {
 	address string // absolute
 	kind    string // "grpc" or "frames"
+	major   major
 }
 
 // awaitHandshake reads the output file until the line is there.
@@ -217,13 +218,14 @@ func parseHandshake(b []byte, dir string) (*handshake, error) {
 		if len(f) < 5 || f[0] != "1" || f[2] != "unix" {
 			continue
 		}
-		if f[1] != strconv.Itoa(protocol) {
-			return nil, fmt.Errorf("it speaks version %s of the filter protocol, this restartd %d: install a plugin built for it", f[1], protocol)
+		version, err := spoken().choose(f[1])
+		if err != nil {
+			return nil, err
 		}
 		if len(f) > 5 && f[5] != "" {
 			return nil, errors.New("it wants TLS (AutoMTLS), with which a process cannot be adopted")
 		}
-		return &handshake{address: absolute(f[3], dir), kind: f[4]}, nil
+		return &handshake{address: absolute(f[3], dir), kind: f[4], major: version}, nil
 	}
 }
 

@@ -45,10 +45,10 @@ func (m *Manager) attachTo(ctx context.Context, s spec, line string, step func(s
 	}()
 	g := &instance{process: p, borrowed: true, record: record{
 		Number: s.number, Program: "attached by " + reattachVariable(s.name), PID: pid, StartTime: start, ConfigHash: s.hash,
-		ConfigID: uint32(s.number), Dir: dir, StartedUnixMS: time.Now().UnixMilli(), State: stateReady, Control: h.address, Kind: h.kind,
+		ConfigID: uint32(s.number), Dir: dir, StartedUnixMS: time.Now().UnixMilli(), State: stateReady, Control: h.address, Kind: h.kind, Protocol: h.major,
 	}}
 	step("start", g.Program)
-	if g.control, err = contact(ctx, h.kind, h.address, pid, p.gone); err != nil {
+	if g.control, err = contact(ctx, h, pid, p.gone); err != nil {
 		return nil, refused("command", "%v", err)
 	}
 	if err := g.configure(ctx, s, step); err != nil {

@@ -2022,7 +2022,8 @@ type PluginGeneration struct {
 	CanaryPercent  uint32                 `protobuf:"varint,12,opt,name=canary_percent,json=canaryPercent,proto3" json:"canary_percent,omitempty"`
 	StartedUnixMs  int64                  `protobuf:"varint,13,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`
 	Message        string                 `protobuf:"bytes,14,opt,name=message,proto3" json:"message,omitempty"`
-	Unit           string                 `protobuf:"bytes,120,opt,name=unit,proto3" json:"unit,omitempty"` // of systemd, whose journal has its output; "" where it is a session of restartd's
+	Protocol       uint32                 `protobuf:"varint,15,opt,name=protocol,proto3" json:"protocol,omitempty"` // major of filter that the process speaks; absent: 1
+	Unit           string                 `protobuf:"bytes,120,opt,name=unit,proto3" json:"unit,omitempty"`         // of systemd, whose journal has its output; "" where it is a session of restartd's
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2153,6 +2154,13 @@ func (x *PluginGeneration) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *PluginGeneration) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
 }
 
 func (x *PluginGeneration) GetUnit() string {
@@ -2663,7 +2671,7 @@ const file_restart_v1_restart_proto_rawDesc = "" +
 	"\x12next_start_unix_ms\x18\x06 \x01(\x03R\x0fnextStartUnixMs\x12)\n" +
 	"\x10previous_program\x18\a \x01(\tR\x0fpreviousProgram\x12\x19\n" +
 	"\blog_path\x18\b \x01(\tR\alogPath\x12\x19\n" +
-	"\bon_error\x18\t \x01(\tR\aonError\"\x94\x04\n" +
+	"\bon_error\x18\t \x01(\tR\aonError\"\xb0\x04\n" +
 	"\x10PluginGeneration\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x125\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1f.retinue.restart.v1.PluginStateR\x05state\x12\x10\n" +
@@ -2680,7 +2688,8 @@ const file_restart_v1_restart_proto_rawDesc = "" +
 	"\fsubscription\x18\v \x01(\v2\x1f.retinue.filter.v1.SubscriptionR\fsubscription\x12%\n" +
 	"\x0ecanary_percent\x18\f \x01(\rR\rcanaryPercent\x12&\n" +
 	"\x0fstarted_unix_ms\x18\r \x01(\x03R\rstartedUnixMs\x12\x18\n" +
-	"\amessage\x18\x0e \x01(\tR\amessage\x12\x12\n" +
+	"\amessage\x18\x0e \x01(\tR\amessage\x12\x1a\n" +
+	"\bprotocol\x18\x0f \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04unit\x18x \x01(\tR\x04unit\"\xa0\x01\n" +
 	"\x11SwapPluginRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
