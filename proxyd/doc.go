@@ -33,7 +33,7 @@ SIGNALS
 FILES
 
 	DIR/proxyd-N.sock          proxy/v1 of generation N
-	DIR/state/proxyd/          last-good snapshot
+	DIR/state/proxyd/          last-good snapshot, what is known of hosts, fetched key sets
 	DIR/spill/                 counters while statsd is away
 
 EXIT STATUS

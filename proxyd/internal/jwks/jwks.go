@@ -69,6 +69,7 @@ func (f *Follower) Set(providers []*jwt.Provider) {
 	if f.closed {
 		return
 	}
+	f.sweep(providers)
 	stay := map[*jwt.Provider]bool{}
 	for _, p := range providers {
 		stay[p] = true
@@ -119,8 +120,9 @@ func (f *Follower) follow(ctx context.Context, p *jwt.Provider) {
 			wait = most/2 + rand.N(most/2)
 			failures++
 			p.Fail()
-			f.opt.Log.Warn("a key set cannot be fetched; the last one that was stays", "jwt_provider", p.Name, "host", p.Remote.Host, "error", err, "retry_in", wait.Round(time.Millisecond).String())
+			f.opt.Log.Warn("a key set cannot be fetched; the one before stays, if there is one", "jwt_provider", p.Name, "host", p.Remote.Host, "error", err, "retry_in", wait.Round(time.Millisecond).String())
 		case bytes.Equal(content, last): // the tokens that were verified with it stay so
+			f.keep(p, content, set)
 		default:
 			p.Take(set)
 			f.keep(p, content, set)
@@ -149,6 +151,23 @@ func (f *Follower) fetch(ctx context.Context, p *jwt.Provider) ([]byte, *jwk.Set
 	return content, set, err
 }
 
+// sweep removes copies that serve nobody any more.
+func (f *Follower) sweep(providers []*jwt.Provider) {
+	if f.opt.Dir == "" {
+		return
+	}
+	used := map[string]bool{}
+	for _, p := range providers {
+		used[f.path(p)] = true
+	}
+	list, _ := filepath.Glob(filepath.Join(f.opt.Dir, "jwks-*"))
+	for _, path := range list {
+		if info, err := os.Stat(path); err == nil && !used[path] && time.Since(info.ModTime()) > keptFor {
+			_ = os.Remove(path) // another generation may have done it
+		}
+	}
+}
+
 // path is where the copy of a provider's set is.
 func (f *Follower) path(p *jwt.Provider) string {
 	of := sha256.Sum256([]byte(p.Name + "\x00" + p.Remote.Host + "\x00" + p.Remote.Path))
@@ -162,7 +181,7 @@ func (f *Follower) recall(p *jwt.Provider) []byte {
 	}
 	path := f.path(p)
 	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && time.Since(info.ModTime()) > keptFor {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && time.Since(info.ModTime()) > max(keptFor, p.Remote.CacheFor) {
 		return nil
 	}
 	var content []byte
@@ -185,9 +204,13 @@ func (f *Follower) recall(p *jwt.Provider) []byte {
 	return content
 }
 
-// keep writes the copy. Secrets are not kept.
+// keep writes the copy, or says that the one that is there holds. Secrets are not kept.
 func (f *Follower) keep(p *jwt.Provider, content []byte, set *jwk.Set) {
 	if f.opt.Dir == "" || set.Secret || set.Private {
+		return
+	}
+	now, path := time.Now(), f.path(p)
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, content) && os.Chtimes(path, now, now) == nil {
 		return
 	}
 	err := func() error {
@@ -200,7 +223,7 @@ func (f *Follower) keep(p *jwt.Provider, content []byte, set *jwk.Set) {
 		if err = errors.Join(err, file.Close()); err != nil {
 			return err
 		}
-		return os.Rename(file.Name(), f.path(p))
+		return os.Rename(file.Name(), path)
 	}()
 	if err != nil {
 		f.opt.Log.Warn("a key set is not kept for the next generation", "jwt_provider", p.Name, "error", err)

@@ -200,6 +200,27 @@ func TestCopy(t *testing.T) {
 	if run(away) {
 		t.Error("an old copy serves")
 	}
+	if run(func() (string, error) { return keySet, nil }); !run(away) {
+		t.Error("a copy that was fetched again is old")
+	}
+	again := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(list[0], again, again); err != nil {
+		t.Fatal(err)
+	}
+	run(func() (string, error) { return keySet, nil })
+	if info, err := os.Stat(list[0]); err != nil || info.ModTime().Before(again.Add(time.Minute)) {
+		t.Errorf("a copy that was confirmed is of %v", info.ModTime())
+	}
+	other := filepath.Join(dir, "jwks-0000000000000000.json")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(other, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if run(away); files() != 1 {
+		t.Errorf("%d files: a copy of nobody stays", files())
+	}
 	if err := os.WriteFile(list[0], []byte("damaged"), 0o600); err != nil {
 		t.Fatal(err)
 	}
