@@ -9,6 +9,7 @@ package jwt
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"retinue.dev/proxyd/internal/counters"
@@ -115,12 +116,13 @@ func New(o *configv1.JwtFilter, workers int, cells []*counters.JWT, provider fun
 
 // Update takes changed files of keys. Main's threads only.
 func (f *Filter) Update(secrets *tlstransport.Secrets) error {
+	var failed error
 	for _, p := range f.providers {
 		if err := p.Update(secrets); err != nil {
-			return fmt.Errorf("jwt_provider %q: %w", p.Name, err)
+			failed = errors.Join(failed, fmt.Errorf("jwt_provider %q: %w", p.Name, err))
 		}
 	}
-	return nil
+	return failed
 }
 
 // NewFilter implements stream.Factory.
