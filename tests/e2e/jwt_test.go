@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"retinue.dev/tests/certs"
 )
 
 // jwtKey makes tokens of one algorithm.
@@ -118,9 +121,10 @@ type keyServer struct {
 	asked   int
 }
 
-func newKeyServer(t *testing.T) *keyServer {
+// newKeyServer starts one; with a pair it speaks TLS, and HTTP/2.
+func newKeyServer(t *testing.T, pair *certs.Pair) *keyServer {
 	k := &keyServer{}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		k.mu.Lock()
 		k.asked++
 		content, hold := k.content, k.hold
@@ -135,7 +139,13 @@ func newKeyServer(t *testing.T) *keyServer {
 		_, _ = w.Write([]byte(content))
 	}))
 	t.Cleanup(s.Close)
-	k.address = strings.TrimPrefix(s.URL, "http://")
+	if pair == nil {
+		s.Start()
+	} else {
+		s.TLS, s.EnableHTTP2 = &tls.Config{Certificates: []tls.Certificate{pair.TLS}}, true
+		s.StartTLS()
+	}
+	k.address = s.Listener.Addr().String()
 	return k
 }
 
@@ -159,20 +169,21 @@ func (st *stage) tellsWhoAsks(path string) {
 // TestJWT: tokens of every kind of key, where they stand, what is required of routes, by both protocols.
 func TestJWT(t *testing.T) {
 	rs, ps, es, ed, hs := newJWTKey(t, "RS256", "rs"), newJWTKey(t, "PS256", "ps"), newJWTKey(t, "ES256", "es"), newJWTKey(t, "EdDSA", "ed"), newJWTKey(t, "HS256", "hs")
-	server := newKeyServer(t)
+	ca := certs.New(t, "servers")
+	server := newKeyServer(t, ca.Issue("id.example.com"))
 	server.says(jwtKeySet(t, rs, ps, es, ed))
 	dir := t.TempDir()
 	staff, partner := filepath.Join(dir, "staff.jwks"), newJWTKey(t, "ES256", "")
 	if err := os.WriteFile(staff, []byte(jwtKeySet(t, hs)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	st := newStage(t, strings.NewReplacer("SERVER", server.address, "STAFF", staff, "PARTNERS", jwtKeySet(t, partner)).Replace(`
+	st := newStage(t, strings.NewReplacer("CAFILE", ca.File, "SERVER", server.address, "STAFF", staff, "PARTNERS", jwtKeySet(t, partner)).Replace(`
 jwt_provider "id" {
   issuer           = "https://id.example.com"
   audiences        = ["shop"]
   claim_to_headers = { x-user = "sub", x-roles = "realm.roles" }
   remote_jwks {
-    uri     = "http://id.example.com/keys?v=1"
+    uri     = "https://id.example.com/keys?v=1"
     cluster = cluster.id
     timeout = "20s"
   }
@@ -259,7 +270,14 @@ listener "web" {
   }
 }
 cluster "app" { endpoints = ["APP"] }
-cluster "id" { endpoints = ["SERVER"] }
+cluster "id" {
+  endpoints = ["SERVER"]
+  protocol  = "http2"
+  tls {
+    sni     = "id.example.com"
+    ca_file = "CAFILE"
+  }
+}
 cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 `))
 	ann := `"iss":"https://id.example.com","aud":["web","shop"],"sub":"ann","realm":{"roles":["a"]}`
@@ -374,7 +392,7 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 // a crash of proxyd as well.
 func TestJWTKeysFetched(t *testing.T) {
 	first, second := newJWTKey(t, "ES256", "first"), newJWTKey(t, "ES256", "second")
-	server := newKeyServer(t)
+	server := newKeyServer(t, nil)
 	server.says(jwtKeySet(t, first))
 	server.hold = make(chan struct{})
 	st := newStage(t, strings.ReplaceAll(`
