@@ -210,3 +210,97 @@ cluster "app" { endpoints = ["APP"] }
 		return nil
 	})
 }
+
+// TestTracedTries: with spawn_upstream_span each try is a span below the request's, whose context its upstream gets; a route has
+// sampling of its own.
+func TestTracedTries(t *testing.T) {
+	c := newCollector(t, 0)
+	st := newStage(t, fmt.Sprintf(`
+tracing {
+  endpoint     = %q
+  service_name = "edge"
+  headers      = { authorization = "Bearer x" }
+}
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    access_log = access_log.all
+    tracing { spawn_upstream_span = true }
+    virtual_host "all" {
+      domains = ["*"]
+      route "/quiet" {
+        cluster = cluster.app
+        tracing { random_sampling = "0%%" }
+      }
+      route "/*" {
+        cluster = cluster.app
+        retry { on = ["5xx"] }
+      }
+    }
+  }
+}
+cluster "app" { endpoints = ["APP"] }
+`, c.URL))
+	seen := make(chan string, 4)
+	told := func(reply func(n int) string) script {
+		n := 0
+		return func(u *upstreamConn) bool {
+			seen <- u.request.Header.Get("Traceparent")
+			n++
+			u.says(reply(n))
+			return true
+		}
+	}
+	st.scripts.set("/again", told(func(n int) string {
+		if n == 1 {
+			return "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
+		}
+		return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	}))
+	st.scripts.set("/quiet", told(func(int) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" }))
+	for _, path := range []string{"/quiet", "/again"} {
+		conn := dial(t, st.Address("web"))
+		write(t, conn, "GET "+path+" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		if answer, _ := untilEnd(conn); !strings.HasPrefix(answer, "HTTP/1.1 200") {
+			t.Fatalf("%q", answer)
+		}
+	}
+	if got := <-seen; !strings.HasSuffix(got, "-00") {
+		t.Errorf("the quiet route's upstream gets %s", got)
+	}
+	st.Eventually("the collector has the spans", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.broken != nil {
+			t.Fatal(c.broken)
+		}
+		if len(c.spans) < 3 {
+			return fmt.Errorf("%d spans", len(c.spans))
+		}
+		return nil
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.spans) != 3 {
+		t.Fatalf("spans %v", c.spans)
+	}
+	request := c.spans[0]
+	for i, want := range []map[string]string{
+		{"http.status_code": "503", "retry.count": "", "error": "true", "upstream_cluster": "app"},
+		{"http.status_code": "200", "retry.count": "1", "error": "", "upstream_cluster": "app"},
+	} {
+		try := c.spans[1+i]
+		context := "00-" + hex.EncodeToString(request.GetTraceId()) + "-" + hex.EncodeToString(try.GetSpanId()) + "-01"
+		if got := <-seen; got != context {
+			t.Errorf("the upstream of try %d gets %s, want %s", i, got, context)
+		}
+		if try.GetName() != "router app egress" || try.GetKind() != tracepb.Span_SPAN_KIND_CLIENT || hex.EncodeToString(try.GetParentSpanId()) != hex.EncodeToString(request.GetSpanId()) {
+			t.Errorf("try %d: %v", i, try)
+		}
+		for name, value := range want {
+			if got := tagOf(try, name); got != value {
+				t.Errorf("try %d: %s is %q, want %q", i, name, got, value)
+			}
+		}
+	}
+}

@@ -27,6 +27,11 @@ func (c *compiler) http(name string, n *schema.Node) *configv1.Http {
 			}
 			hosts[v.Label] = v.LabelRange
 			h.VirtualHosts = append(h.VirtualHosts, c.virtualHost(v, domains, filters))
+			for _, r := range v.All("route") {
+				if b := r.Child("tracing"); b != nil && h.Tracing == nil {
+					c.diags.Report(diag.NoEffect, b.DefRange, "No traces", "The http block has no tracing block, so there is no sampling that a route could change.")
+				}
+			}
 		})
 	}
 	return h
@@ -186,6 +191,9 @@ func (c *compiler) route(n *schema.Node) *configv1.Route {
 	}
 	r := &configv1.Route{Name: n.Label, Match: match, Source: c.source(n.DefRange)}
 	r.RequestHeaders, r.ResponseHeaders = c.headers(n)
+	if b := n.Child("tracing"); b != nil {
+		c.within(b, func() { r.Tracing = c.routeTracing(b) })
+	}
 	switch actions[0] {
 	case "redirect":
 		c.onlyUpstream(n, "redirect")

@@ -3,6 +3,8 @@ package compile
 import (
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	configv1 "retinue.dev/services/api/config/v1"
 
 	"retinue.dev/configd/internal/diag"
@@ -42,13 +44,16 @@ func (c *compiler) httpTracing(n *schema.Node) *configv1.HttpTracing {
 		RandomSampling: uint32(n.Int("random_sampling")), ClientSampling: uint32(n.Int("client_sampling")), OverallSampling: uint32(n.Int("overall_sampling")),
 		Trusted: c.networks(n.List("trusted")), TrustedContextOnly: n.Bool("trusted_context_only"),
 		Accept: c.traceFormats(n.List("accept")), Propagate: c.traceFormats(n.List("propagate")),
-		MaxPathTagLength: uint32(n.Int("max_path_tag_length")), Export: c.traces != nil,
+		MaxPathTagLength: uint32(n.Int("max_path_tag_length")), Export: c.traces != nil, SpawnUpstreamSpan: n.Bool("spawn_upstream_span"),
 	}
 	if t.TrustedContextOnly && !n.Has("trusted") {
 		c.diags.Report(diag.Exclusive, n.Range("trusted_context_only"), "Nobody is trusted", "trusted_context_only needs the networks whose context is continued: write trusted. accept = [] continues nobody's.")
 	}
 	if n.Own("client_sampling") && !n.Has("trusted") {
 		c.diags.Report(diag.Exclusive, n.Range("client_sampling"), "Nobody is trusted", "client_sampling is about x-client-trace-id, which counts from trusted peers alone: write trusted.")
+	}
+	if t.SpawnUpstreamSpan && c.traces == nil {
+		c.diags.Report(diag.NoEffect, n.Range("spawn_upstream_span"), "No spans", "spawn_upstream_span needs a tracing block beside the listeners, which says where spans go.")
 	}
 	seen := map[string]bool{}
 	for _, p := range n.Pairs("tags") {
@@ -64,6 +69,20 @@ func (c *compiler) httpTracing(n *schema.Node) *configv1.HttpTracing {
 		}
 		if value, _ := p.Values[0].V.(string); c.format(p.Values[0]) {
 			t.Tags = append(t.Tags, &configv1.TraceTag{Name: name, Format: value})
+		}
+	}
+	return t
+}
+
+// routeTracing compiles the tracing block of a route; nil without one.
+func (c *compiler) routeTracing(n *schema.Node) *configv1.RouteTracing {
+	if n == nil {
+		return nil
+	}
+	t := &configv1.RouteTracing{}
+	for name, to := range map[string]**uint32{"random_sampling": &t.RandomSampling, "client_sampling": &t.ClientSampling, "overall_sampling": &t.OverallSampling} {
+		if n.Has(name) {
+			*to = proto.Uint32(uint32(n.Int(name)))
 		}
 	}
 	return t

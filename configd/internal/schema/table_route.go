@@ -68,6 +68,7 @@ func routeBlock() *Block {
 			}},
 			{Block: headersBlock()},
 			{Block: retryBlock()},
+			{Block: routeTracingBlock()},
 		},
 	}
 }

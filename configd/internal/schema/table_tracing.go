@@ -21,6 +21,22 @@ func tracingBlock() *Block {
 	}
 }
 
+// routeTracingBlock changes the sampling of a route.
+func routeTracingBlock() *Block {
+	return &Block{
+		Name: "tracing",
+		Doc:  "Changes the sampling of the `http` block for the requests of the route; what is not written stays. Routes are then chosen before filters run.",
+		Example: `tracing {
+  random_sampling = "0.1%"
+}`,
+		Attrs: []Attr{
+			{Name: "random_sampling", Kind: Percent, DefaultDoc: "that of http", Doc: "of the requests that nobody has decided about."},
+			{Name: "client_sampling", Kind: Percent, DefaultDoc: "that of http", Doc: "of the requests with x-client-trace-id from a trusted peer."},
+			{Name: "overall_sampling", Kind: Percent, DefaultDoc: "that of http", Doc: "of all that would be sampled, whoever decided."},
+		},
+	}
+}
+
 // httpTracingBlock makes an http block a part of traces.
 func httpTracingBlock() *Block {
 	return &Block{
@@ -41,6 +57,7 @@ func httpTracingBlock() *Block {
 			{Name: "accept", Kind: Strings, Default: []string{"w3c"}, MaxLen: 3, Doc: "formats of trace context that are read, \"w3c\", \"b3\" and \"b3_multi\"; the first that a request has counts."},
 			{Name: "propagate", Kind: Strings, Default: []string{"w3c"}, MaxLen: 3, Doc: "formats that the upstream gets; what a request brought in another accepted one is taken off."},
 			{Name: "max_path_tag_length", Kind: Int, Default: 256, Min: 1, Max: 4096, Doc: "bytes of the path in http.url."},
+			{Name: "spawn_upstream_span", Kind: Bool, Doc: "each try upstream is a span of its own below the request's, and the upstream gets its context: what a retry or a hedge did shows."},
 			{Name: "tags", Kind: HeaderMap, MaxLen: 32, Doc: "tags of every span; values may hold the operators of access logs, and an empty one is left out."},
 		},
 	}

@@ -24,6 +24,7 @@ type attempt struct {
 	sent    int64                 // ns: the last byte of the request was given to it
 	next    *attempt              // in router.older, or on the free list
 
+	span      int  // in stream.Tries, plus 1; 0: none
 	queued    bool // waiting for a connection
 	reused    bool // the connection served before
 	above     bool // the upstream does not keep up
@@ -66,6 +67,7 @@ func (r *Router) connect(s *stream.Stream) {
 	}
 	at := r.try
 	at.queued, at.overtaken, at.late, at.host = true, false, false, nil
+	at.span = s.BeginTry(r.target.name)
 	r.startTry(s)
 	var choice *cluster.Choice
 	if r.target.choosy {
@@ -92,6 +94,10 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 	s.Attempts++
 	if r.downAbove {
 		encoder.ReadDisable(true)
+	}
+	if t := at.traced(); t != nil {
+		t.Host = host
+		r.shared.scratch = s.Trace.Tries.Propagate(s, t.Span, r.shared.scratch)
 	}
 	if p := r.retry.policy; p != nil && !p.sameHost && r.tries < mostTried {
 		r.tried[r.tries] = host
@@ -183,8 +189,28 @@ func (r *Router) over(at *attempt) {
 	}
 }
 
+// traced is the span of a try that is not over; nil: none.
+func (at *attempt) traced() *stream.Try {
+	if at.span == 0 {
+		return nil
+	}
+	return &at.stream.Tries[at.span-1]
+}
+
+// ends ends the span of a try. failure says why there was no answer, where nobody wished so.
+func (at *attempt) ends(failure string) {
+	if t := at.traced(); t != nil {
+		t.End, t.Failure = at.stream.Worker.Now(), failure
+		at.span = 0
+	}
+}
+
 // drop gives up a try.
 func (at *attempt) drop(reason stream.ResetReason) {
+	if t := at.traced(); t != nil {
+		t.Canceled = !at.stream.Tunnel()
+		at.ends("")
+	}
 	at.queued = false
 	if at.pending != nil {
 		at.pending.Cancel()
@@ -200,6 +226,7 @@ func (at *attempt) drop(reason stream.ResetReason) {
 // dropResponse gives up a response that is thrown away for another try's. One that is complete leaves its connection as it is.
 func (at *attempt) dropResponse(end bool) {
 	if end && at.router.ended {
+		at.ends("")
 		at.encoder = nil
 		at.keepUp()
 		return
@@ -238,6 +265,10 @@ func (at *attempt) DecodeInterim(h *header.Response) {
 // DecodeHeaders implements stream.ResponseDecoder.
 func (at *attempt) DecodeHeaders(h *header.Response, end bool) {
 	r, s := at.router, at.stream
+	if t := at.traced(); t != nil {
+		t.Status = h.Status
+		t.Answered(&h.Block)
+	}
 	if r.retry.open {
 		wanted := r.retry.wantsResponse(h, r.shared.scratch)
 		if wanted && (!at.overtaken && r.again(s, true) || r.rivals(at)) {
@@ -283,6 +314,9 @@ func (at *attempt) DecodeData(data []byte, end bool) {
 // DecodeTrailers implements stream.ResponseDecoder.
 func (at *attempt) DecodeTrailers(t *header.Block) {
 	r, s := at.router, at.stream
+	if try := at.traced(); try != nil {
+		try.Answered(t)
+	}
 	r.endResponse(s)
 	s.EncodeTrailers(t)
 	if !s.Finished() {
@@ -292,6 +326,7 @@ func (at *attempt) DecodeTrailers(t *header.Block) {
 
 func (r *Router) endResponse(s *stream.Stream) {
 	if !s.Tunnel() { // the other half of a tunnel goes on
+		r.try.ends("")
 		r.responseDone, r.try.encoder = true, nil
 	}
 	s.UpstreamEnded = s.Worker.Now()

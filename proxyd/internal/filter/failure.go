@@ -17,6 +17,7 @@ const (
 // failure is what the client and the log are told of an upstream that failed.
 type failure struct {
 	status int
+	reason string
 	text   string
 	flags  stream.Flags
 	before string // details when no response had begun
@@ -31,7 +32,7 @@ func reset(status int, reason string, flags stream.Flags) failure {
 		}
 	}
 	return failure{
-		status, textBefore + reason, flags,
+		status, reason, textBefore + reason, flags,
 		detailBefore + "{" + string(words) + "}", "upstream_reset_after_response_started{" + string(words) + "}",
 	}
 }
@@ -48,13 +49,23 @@ var resets = [...]failure{
 	stream.ResetRefused:               reset(503, "remote refused stream reset", stream.FlagUpstreamRemoteReset),
 }
 
+// poolFailures say on the span of a try why it had no connection.
+var poolFailures = [...]string{
+	upstream.NoCluster: "cluster not found", upstream.NoHost: "no healthy upstream", upstream.Overflow: "overflow",
+	upstream.ConnectionFailure: "connection failure", upstream.ConnectionTimeout: "connection timeout",
+}
+
 // OnPoolFailure implements upstream.Callbacks.
 func (at *attempt) OnPoolFailure(why upstream.Failure, host *cluster.Host) {
 	r, s := at.router, at.stream
 	at.queued, at.pending = false, nil
 	if host != nil {
 		s.Host = host
+		if t := at.traced(); t != nil {
+			t.Host = host
+		}
 	}
+	at.ends(poolFailures[why])
 	switch why {
 	case upstream.ConnectionTimeout:
 		if r.tryAgain(at, stream.ResetConnectTimeout, false) {
@@ -97,6 +108,7 @@ func (at *attempt) OnReset(reason stream.ResetReason, detail string) {
 	r, s := at.router, at.stream
 	at.encoder = nil
 	at.keepUp()
+	at.ends(resets[reason].reason)
 	if s.Overdue() && !s.ResponseHeadSent() { // a server that was told the same deadline (gRPC) may give up a moment before we do
 		r.OnTimeout(s)
 		return

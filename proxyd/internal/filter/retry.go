@@ -414,6 +414,7 @@ func (r *Router) OnTimer(*timer.Timer, int64) {
 		cells[counters.ClusterUpstreamRqPerTryTimeout]++
 	}
 	s.Flags |= stream.FlagUpstreamRequestTimeout
+	at.ends("per try timeout")
 	at.drop(stream.ResetLocal)
 	if r.again(s, r.retry.on&(on5xx|onGatewayError|onReset) != 0) {
 		s.Flags &^= stream.FlagUpstreamRequestTimeout // only the last try's end is the request's

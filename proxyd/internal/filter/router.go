@@ -9,6 +9,7 @@ import (
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
 	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/tracing"
 	"retinue.dev/proxyd/internal/upstream"
 )
 
@@ -126,6 +127,18 @@ func (r *Router) Destination(s *stream.Stream) string {
 		r.target = r.pick(s)
 	}
 	return r.target.name
+}
+
+// Sampling is what the request's route says about its trace; nil: nothing. Where some route says something, routes are chosen by the
+// request as it came, before any filter has changed it.
+func (r *Router) Sampling(s *stream.Stream) *tracing.Sampling {
+	if !r.routes.sampled || s.PathDecoded {
+		return nil
+	}
+	if a := r.match(s); a != nil {
+		return a.sampling
+	}
+	return nil
 }
 
 // DecodeHeaders implements stream.Terminal.
@@ -399,5 +412,6 @@ func (r *Router) timedOut(s *stream.Stream, at *attempt) {
 	if !r.headersSeen {
 		r.late(at)
 	}
+	at.ends("timeout")
 	r.charge(s, 504)
 }

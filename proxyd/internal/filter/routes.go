@@ -9,6 +9,7 @@ import (
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
 	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/tracing"
 	configv1 "retinue.dev/services/api/config/v1"
 )
 
@@ -36,6 +37,7 @@ type Routes struct {
 	table    *route.Table
 	actions  []action // by route.Entry.Ordinal
 	filtered bool     // some request has filters
+	sampled  bool     // some route says something about traces
 
 	unrouted [][]stream.Factory // by virtual host: of its requests that no route takes
 	unhosted []stream.Factory   // of those that no virtual host takes
@@ -80,6 +82,7 @@ type action struct {
 	path        string
 	stripQuery  bool
 
+	sampling *tracing.Sampling // nil: the connection manager's
 	filters  []stream.Factory
 	request  []headerOps // of all routes, the virtual host, the route: the more specific has the last word
 	response []headerOps
@@ -109,6 +112,7 @@ func (c *Compiler) Compile(h *configv1.Http) (*Routes, error) {
 				entry.Route.GetName(), err)
 		}
 		r.filtered = r.filtered || len(r.actions[i].filters) > 0
+		r.sampled = r.sampled || r.actions[i].sampling != nil
 	}
 	if r.unhosted, err = c.filters(h.GetFilters()); err != nil {
 		return nil, err
@@ -151,7 +155,7 @@ func place(s *configv1.Source) string {
 }
 
 func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHost, r *configv1.Route) error {
-	a.name, a.hostName = r.GetName(), host.GetName()
+	a.name, a.hostName, a.sampling = r.GetName(), host.GetName(), tracing.Override(h.GetTracing(), r.GetTracing())
 	switch m := r.GetMatch().GetPath().(type) {
 	case *configv1.RouteMatch_Exact:
 		a.matched, a.exact = len(m.Exact), true

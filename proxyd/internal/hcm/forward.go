@@ -7,6 +7,7 @@ import (
 
 	"retinue.dev/libs/routing"
 	"retinue.dev/proxyd/internal/conn"
+	"retinue.dev/proxyd/internal/filter"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/stream"
 )
@@ -39,7 +40,7 @@ var (
 )
 
 // forwarded adds what the upstream is told of the client: X-Forwarded-For, X-Forwarded-Proto, X-Request-Id, the trace, Via.
-func (s *Shared) forwarded(st *stream.Stream, config *Config, c *conn.Conn) {
+func (s *Shared) forwarded(st *stream.Stream, config *Config, c *conn.Conn, router *filter.Router) {
 	r := &st.Request
 	s.clientCert(r, config, c)
 	st.Client = st.Peer.Addr().Unmap()
@@ -74,7 +75,7 @@ func (s *Shared) forwarded(st *stream.Stream, config *Config, c *conn.Conn) {
 		r.Set(header.XRequestID, nil, s.text)
 	}
 	if config.tracing != nil {
-		s.text = config.tracing.Begin(st, s.text)
+		s.text = config.tracing.Begin(st, s.text, router.Sampling(st))
 	}
 	if len(config.Via) > 0 {
 		r.Add(header.Via, nil, config.Via)

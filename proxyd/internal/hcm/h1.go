@@ -215,7 +215,7 @@ func (h *h1) request(x *exchange) {
 	if !h.expects && s.Request.Has(header.Expect) {
 		s.Request.RemoveID(header.Expect)
 	}
-	h.filter.Shared.forwarded(s, config, h.conn)
+	h.filter.Shared.forwarded(s, config, h.conn, &x.router)
 	switch {
 	case upgrade:
 		h.phase = phaseUpgrade

@@ -366,7 +366,7 @@ func (h *h2) request(x *h2Stream, end bool) {
 	if s.Request.Has(header.Expect) && (end || !s.Request.HasToken(header.Expect, "100-continue")) {
 		s.Request.RemoveID(header.Expect)
 	}
-	shared.forwarded(s, config, h.conn)
+	shared.forwarded(s, config, h.conn, &x.router)
 	if x.upgrade {
 		s.Upgrade = true
 		x.earlyEnd = end

@@ -70,6 +70,7 @@ type Stream struct {
 	// Trace is set before the filters run, where the connection manager has tracing.
 	Trace Trace
 	Calls []Call // of plugins, where Trace.Sampled
+	Tries []Try  // where Trace.Tries
 
 	Request          header.Request
 	RequestTrailers  header.Block
@@ -120,7 +121,7 @@ func (s *Stream) Begin(w *worker.Worker, config *Config, down Downstream, termin
 func (s *Stream) begin(w *worker.Worker, config *Config, down Downstream, terminal Terminal) {
 	s.Info = Info{StartWall: w.Wall(), Start: w.Now()}
 	s.Response, s.ResponseTrailers = nil, nil
-	s.Trace, s.Calls = Trace{}, s.Calls[:0]
+	s.Trace, s.Calls, s.Tries = Trace{}, s.Calls[:0], s.Tries[:0]
 	s.Worker, s.Config, s.Cells = w, config, config.Cells[w.ID]
 	s.down, s.terminal = down, terminal
 	s.activity = s.Start

@@ -128,7 +128,7 @@ func (l *spans) Log(s *stream.Stream) {
 		return
 	}
 	w := l.writers[s.Worker.ID]
-	if len(w.active.bytes) > chunkBytes-maxSpan-maxCall*len(s.Calls)-16 && !w.next() {
+	if len(w.active.bytes) > chunkBytes-maxSpan-maxCall*len(s.Calls)-maxTry*len(s.Tries)-16 && !w.next() {
 		*w.Dropped++
 		return
 	}
@@ -139,8 +139,12 @@ func (l *spans) Log(s *stream.Stream) {
 	for i := range s.Calls {
 		w.active.bytes = appendCall(w.active.bytes, &w.scratch, s, &s.Calls[i])
 	}
-	w.active.spans += uint32(1 + len(s.Calls))
-	*w.Recorded += uint64(1 + len(s.Calls))
+	for i := range s.Tries {
+		w.active.bytes = appendTry(w.active.bytes, &w.scratch, s, &s.Tries[i])
+	}
+	n := 1 + len(s.Calls) + len(s.Tries)
+	w.active.spans += uint32(n)
+	*w.Recorded += uint64(n)
 	if len(w.active.bytes) >= handOver {
 		w.next()
 	}

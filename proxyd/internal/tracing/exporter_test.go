@@ -76,7 +76,7 @@ func TestExporter(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "spans.sock")
 	e := NewExporter(socket, 7, []Worker{{Worker: s.Worker, Recorded: &recorded, Dropped: &dropped}}, slog.New(slog.DiscardHandler))
 	c := config(t, nil)
-	c.Begin(s, nil)
+	c.Begin(s, nil, nil)
 	var log stream.AccessLog
 	log, err := e.Log(c)
 	if err != nil {

@@ -20,6 +20,8 @@ const (
 	maxSpan = 32 * 1024
 	// maxCall bounds the span of a plugin's call.
 	maxCall = 512
+	// maxTry bounds the span of a try, and maxName a name or an address in it: a chunk has room for the spans of one request.
+	maxTry, maxName = 1280, 128
 )
 
 // Fields of opentelemetry.proto.trace.v1 and common.v1.
@@ -38,6 +40,7 @@ const (
 
 	kindInternal = 1
 	kindServer   = 2
+	kindClient   = 3
 
 	statusCode  = 3
 	statusError = 2
@@ -110,6 +113,60 @@ func appendCall(dst []byte, room *scratch, s *stream.Stream, call *stream.Call) 
 	return protowire.AppendBytes(dst, b)
 }
 
+// appendTry appends the span of a try upstream, a child of the stream's: Envoy's, by its names.
+func appendTry(dst []byte, room *scratch, s *stream.Stream, t *stream.Try) []byte {
+	b, text := room.span[:0], room.text
+	b = protowire.AppendTag(b, spanTraceID, protowire.BytesType)
+	b = protowire.AppendBytes(b, s.Trace.ID[:])
+	b = protowire.AppendTag(b, spanSpanID, protowire.BytesType)
+	b = protowire.AppendBytes(b, t.Span[:])
+	b = protowire.AppendTag(b, spanParent, protowire.BytesType)
+	b = protowire.AppendBytes(b, s.Trace.Span[:])
+	cluster := cutString(t.Cluster, maxName)
+	b = protowire.AppendTag(b, spanName, protowire.BytesType)
+	b = appendText(b, append(append(append(text, "router "...), cluster...), " egress"...))
+	b = protowire.AppendTag(b, spanKind, protowire.VarintType)
+	b = protowire.AppendVarint(b, kindClient)
+	b = protowire.AppendTag(b, spanStart, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, uint64(s.StartWall+t.Start-s.Start))
+	b = protowire.AppendTag(b, spanEnd, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, uint64(s.StartWall+t.End-s.Start))
+	b = appendTagString(b, "component", "proxy")
+	b = appendTagString(b, "http.protocol", s.Request.Proto.String())
+	b = appendTagString(b, "upstream_cluster", cluster)
+	b = appendTagString(b, "upstream_cluster.name", cluster)
+	if t.Host != nil {
+		b = appendTagString(b, "upstream_address", cutString(t.Host.Address, maxName))
+		b = appendTagString(b, "peer.address", cutString(t.Host.Address, maxName))
+	}
+	if t.Retry > 0 {
+		b = appendTag(b, "retry.count", strconv.AppendUint(text, uint64(t.Retry), 10))
+	}
+	if t.Status > 0 {
+		b = appendTag(b, "http.status_code", strconv.AppendInt(text, int64(t.Status), 10))
+	}
+	if t.GRPC >= 0 {
+		b = appendTag(b, "grpc.status_code", strconv.AppendInt(text, int64(t.GRPC), 10))
+	}
+	if t.Canceled {
+		b = appendTagString(b, "canceled", "true")
+	}
+	if t.Failure != "" || t.Status >= 500 || grpcErrors>>max(t.GRPC, 0)&1 != 0 {
+		b = appendTagString(b, "error", "true")
+		if t.Failure != "" {
+			b = appendTagString(b, "error_reason", t.Failure)
+		}
+		b = protowire.AppendTag(b, spanStatus, protowire.BytesType)
+		b = protowire.AppendBytes(b, []byte{statusCode<<3 | byte(protowire.VarintType), statusError})
+	}
+	dst = protowire.AppendTag(dst, scopeSpansSpans, protowire.BytesType)
+	return protowire.AppendBytes(dst, b)
+}
+
+// grpcErrors are the statuses of gRPC by which Envoy calls a span an error: unknown, deadline exceeded, unimplemented, internal,
+// unavailable, data loss.
+const grpcErrors = uint64(1<<2 | 1<<4 | 1<<12 | 1<<13 | 1<<14 | 1<<15)
+
 // spanNameOf is the route with its method, which has few values: not the path.
 func spanNameOf(dst []byte, s *stream.Stream) []byte {
 	if name := s.RouteName; name != "" && name[0] != '/' {
@@ -145,6 +202,9 @@ func (c *Config) appendTags(b, text []byte, s *stream.Stream) []byte {
 	b = appendTag(b, "response_size", strconv.AppendUint(text, s.BytesSent, 10))
 	b = appendTag(b, "http.status_code", strconv.AppendInt(text, int64(s.Status), 10))
 	b = appendTag(b, "response_flags", s.Flags.Append(text))
+	if v := grpcStatus(s); v != nil {
+		b = appendTag(b, "grpc.status_code", cut(v, maxTag))
+	}
 	if s.ClusterName != "" {
 		b = appendTagString(b, "upstream_cluster", cutString(s.ClusterName, maxTag))
 	}
@@ -164,6 +224,20 @@ func (c *Config) appendTags(b, text []byte, s *stream.Stream) []byte {
 		}
 	}
 	return b
+}
+
+// grpcStatus is the status that a gRPC request was answered with, nil for none.
+func grpcStatus(s *stream.Stream) (v []byte) {
+	if !s.GRPC() {
+		return nil
+	}
+	if s.ResponseTrailers != nil {
+		v = s.ResponseTrailers.Get(header.GrpcStatus)
+	}
+	if v == nil && s.Response != nil {
+		v = s.Response.Get(header.GrpcStatus)
+	}
+	return v
 }
 
 // appendTag appends one attribute; nothing where the value is nil.

@@ -23,14 +23,32 @@ const million = 1_000_000
 
 // Config is the tracing of one connection manager. Immutable; workers share it.
 type Config struct {
-	random, client, overall uint32 // shares, of a million
-	trusted                 []netip.Prefix
-	trustedOnly             bool
-	accept, propagate       []format
-	drop                    []format // read and not written
+	Sampling
+	trusted           []netip.Prefix
+	trustedOnly       bool
+	accept, propagate []format
+	drop              []format // read and not written
+	tries             bool     // each try upstream is a span of its own
 
 	maxPath int
 	tags    []tag
+}
+
+// Sampling is which requests have spans: shares, of a million. Immutable.
+type Sampling struct{ random, client, overall uint32 }
+
+// Override is what a route says about the sampling of its connection manager; nil when it says nothing, or there is none.
+func Override(of *configv1.HttpTracing, r *configv1.RouteTracing) *Sampling {
+	if of == nil || r == nil {
+		return nil
+	}
+	s := &Sampling{random: of.GetRandomSampling(), client: of.GetClientSampling(), overall: of.GetOverallSampling()}
+	for to, share := range map[*uint32]*uint32{&s.random: r.RandomSampling, &s.client: r.ClientSampling, &s.overall: r.OverallSampling} {
+		if share != nil {
+			*to = *share
+		}
+	}
+	return s
 }
 
 // tag is one that the configuration adds to every span.
@@ -55,8 +73,9 @@ func New(t *configv1.HttpTracing, compile func(format string) (Value, error)) (*
 		return nil, nil
 	}
 	c := &Config{
-		random: t.GetRandomSampling(), client: t.GetClientSampling(), overall: t.GetOverallSampling(),
+		Sampling:    Sampling{random: t.GetRandomSampling(), client: t.GetClientSampling(), overall: t.GetOverallSampling()},
 		trustedOnly: t.GetTrustedContextOnly(), maxPath: int(t.GetMaxPathTagLength()),
+		tries: t.GetSpawnUpstreamSpan() && t.GetExport(),
 	}
 	if c.maxPath <= 0 {
 		c.maxPath = 256
@@ -106,9 +125,12 @@ func formatsOf(list []configv1.TraceFormat) (out []format, err error) {
 	return out, nil
 }
 
-// Begin gives the request of a stream its place in a trace and writes it into the request's fields. It answers scratch, which may
-// have grown.
-func (c *Config) Begin(s *stream.Stream, scratch []byte) []byte {
+// Begin gives the request of a stream its place in a trace and writes it into the request's fields. sampling is what its route says,
+// nil for nothing. It answers scratch, which may have grown.
+func (c *Config) Begin(s *stream.Stream, scratch []byte, sampling *Sampling) []byte {
+	if sampling == nil {
+		sampling = &c.Sampling
+	}
 	b := &s.Request.Block
 	trusted := c.trusts(s.Peer.Addr().Unmap())
 	forced, asked := false, false
@@ -130,7 +152,7 @@ func (c *Config) Begin(s *stream.Stream, scratch []byte) []byte {
 		}
 	}
 	t := &s.Trace
-	*t = stream.Trace{On: true, ID: in.id, Parent: in.parent, Debug: in.debug}
+	*t = stream.Trace{On: true, ID: in.id, Parent: in.parent, Debug: in.debug, State: in.format == w3c && in.joined}
 	for t.ID == [16]byte{} {
 		binary.BigEndian.PutUint64(t.ID[:], s.Worker.Rand())
 		binary.BigEndian.PutUint64(t.ID[8:], s.Worker.Rand())
@@ -138,18 +160,32 @@ func (c *Config) Begin(s *stream.Stream, scratch []byte) []byte {
 	for t.Span == [8]byte{} {
 		binary.BigEndian.PutUint64(t.Span[:], s.Worker.Rand())
 	}
-	c.decide(s, in.sampled, forced, asked)
+	sampling.decide(s, in.sampled, forced, asked)
+	if c.tries && t.Sampled {
+		t.Tries = c
+	}
 	for _, f := range c.drop {
 		f.remove(b)
 	}
+	return c.write(b, t, scratch)
+}
+
+func (c *Config) write(b *header.Block, t *stream.Trace, scratch []byte) []byte {
 	for _, f := range c.propagate {
-		scratch = f.write(b, t, scratch, in.format == w3c && in.joined)
+		scratch = f.write(b, t, scratch, t.State)
 	}
 	return scratch
 }
 
+// Propagate implements stream.Propagator: the span is below the request's own.
+func (c *Config) Propagate(s *stream.Stream, span [8]byte, scratch []byte) []byte {
+	t := s.Trace
+	t.Parent, t.Span = t.Span, span
+	return c.write(&s.Request.Block, &t, scratch)
+}
+
 // decide says whether the span is recorded, and counts why: what a trusted peer asks for, what came with the trace, the draw.
-func (c *Config) decide(s *stream.Stream, came decision, forced, asked bool) {
+func (c *Sampling) decide(s *stream.Stream, came decision, forced, asked bool) {
 	reason, sampled := counters.HTTPTracingNotTraceable, false
 	switch {
 	case asked && c.draw(s, c.client):
@@ -168,7 +204,7 @@ func (c *Config) decide(s *stream.Stream, came decision, forced, asked bool) {
 	s.Cells[reason]++
 }
 
-func (c *Config) draw(s *stream.Stream, share uint32) bool {
+func (c *Sampling) draw(s *stream.Stream, share uint32) bool {
 	return share >= million || uint32(s.Worker.Rand()%million) < share
 }
 

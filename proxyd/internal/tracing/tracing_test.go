@@ -1,12 +1,14 @@
 package tracing
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/poller/simulated"
@@ -139,7 +141,7 @@ func TestContext(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newStream(t, test.fields...)
-			config(t, test.edit).Begin(s, nil)
+			config(t, test.edit).Begin(s, nil, nil)
 			id, span := hexOf(s.Trace.ID[:]), hexOf(s.Trace.Span[:])
 			if (id == traceID) != test.joined {
 				t.Errorf("trace %s, continued: %v", id, !test.joined)
@@ -172,7 +174,7 @@ func TestShares(t *testing.T) {
 	const n = 20_000
 	for range n {
 		s.Request.Reset()
-		c.Begin(s, nil)
+		c.Begin(s, nil, nil)
 		if s.Trace.Sampled {
 			sampled++
 		}
@@ -226,7 +228,7 @@ func TestSpan(t *testing.T) {
 	s.Request.SetScheme([]byte("https"))
 	s.Request.SetAuthority([]byte("shop.example.com"))
 	s.Request.SetPath([]byte("/a/b/c"))
-	c.Begin(s, nil)
+	c.Begin(s, nil, nil)
 	s.RouteName, s.ClusterName, s.Status, s.Flags, s.Attempts = "/a/*", "app", 503, stream.FlagNoHealthyUpstream, 3
 	s.StartWall, s.Start, s.End, s.BytesReceived, s.BytesSent = 1000, 50, 75, 7, 8
 	room := newScratch()
@@ -270,7 +272,7 @@ func TestCallSpan(t *testing.T) {
 	s := newStream(t)
 	s.NoteCall(stream.Call{Name: "not sampled"})
 	c := config(t, nil)
-	c.Begin(s, nil)
+	c.Begin(s, nil, nil)
 	s.StartWall, s.Start = 1000, 50
 	for range 2 * stream.MaxCalls {
 		s.NoteCall(stream.Call{Name: "plugin stamp", Phase: "request_headers", Start: 60, End: 65, Failed: true})
@@ -298,6 +300,73 @@ func TestCallSpan(t *testing.T) {
 	}
 }
 
+// TestTrySpan: a try is a child of the stream's span, with Envoy's tags, within what is reserved, and its context goes upstream.
+func TestTrySpan(t *testing.T) {
+	c := config(t, func(h *configv1.HttpTracing) {
+		h.SpawnUpstreamSpan, h.Export = true, true
+		h.Propagate = []configv1.TraceFormat{configv1.TraceFormat_TRACE_FORMAT_W3C, configv1.TraceFormat_TRACE_FORMAT_B3}
+	})
+	s := newStream(t, "traceparent: 00-"+traceID+"-"+spanID+"-01", "tracestate: a=1")
+	c.Begin(s, nil, nil)
+	s.StartWall, s.Start = 1000, 50
+	first := s.BeginTry("app")
+	for range 2 * stream.MaxTries {
+		s.BeginTry("app")
+	}
+	if len(s.Tries) != stream.MaxTries || first != 1 {
+		t.Fatalf("%d spans of tries, the first is %d", len(s.Tries), first)
+	}
+	try := &s.Tries[1]
+	c.Propagate(s, try.Span, nil)
+	want := "traceparent: 00-" + traceID + "-" + hexOf(try.Span[:]) + "-01"
+	if got := fieldsOf(s); !strings.Contains(got, want) || !strings.Contains(got, "tracestate: a=1") || !strings.Contains(got, "b3: "+traceID+"-"+hexOf(try.Span[:])+"-1-"+hexOf(s.Trace.Span[:])) {
+		t.Errorf("the upstream gets %s, want %s", got, want)
+	}
+	room := newScratch()
+	for _, test := range []struct {
+		name string
+		try  stream.Try
+		want map[string]string // beside what all have
+	}{
+		{"answered", stream.Try{Status: 200, GRPC: -1, Host: &cluster.Host{Address: "10.0.0.1:80"}}, map[string]string{"http.status_code": "200", "upstream_address": "10.0.0.1:80", "peer.address": "10.0.0.1:80"}},
+		{"a bad answer of a retry", stream.Try{Status: 503, GRPC: -1, Retry: 2}, map[string]string{"http.status_code": "503", "retry.count": "2", "error": "true"}},
+		{"gRPC, unavailable", stream.Try{Status: 200, GRPC: 14}, map[string]string{"http.status_code": "200", "grpc.status_code": "14", "error": "true"}},
+		{"gRPC, not found", stream.Try{Status: 200, GRPC: 5}, map[string]string{"http.status_code": "200", "grpc.status_code": "5"}},
+		{"a number that is none of gRPC's", stream.Try{Status: 200, GRPC: 99}, map[string]string{"http.status_code": "200", "grpc.status_code": "99"}},
+		{"given up", stream.Try{GRPC: -1, Canceled: true}, map[string]string{"canceled": "true"}},
+		{"failed", stream.Try{GRPC: -1, Failure: "remote reset"}, map[string]string{"error": "true", "error_reason": "remote reset"}},
+	} {
+		test.try.Cluster, test.try.Start, test.try.End, test.try.Span = "app", 60, 65, try.Span
+		span := fields(t, fields(t, appendTry(nil, &room, s, &test.try))[scopeSpansSpans][0])
+		if string(span[spanParent][0]) != string(s.Trace.Span[:]) || string(span[spanSpanID][0]) != string(try.Span[:]) || string(span[spanName][0]) != "router app egress" {
+			t.Errorf("%s: %q", test.name, span)
+		}
+		for name, value := range map[string]string{"component": "proxy", "http.protocol": s.Request.Proto.String(), "upstream_cluster": "app", "upstream_cluster.name": "app"} {
+			test.want[name] = value
+		}
+		if got := tagsOf(t, span); !maps.Equal(got, test.want) {
+			t.Errorf("%s: tags %v, want %v", test.name, got, test.want)
+		}
+		if failed := len(span[spanStatus]) == 1; failed != (test.want["error"] != "") {
+			t.Errorf("%s: an error: %v", test.name, failed)
+		}
+	}
+	long := stream.Try{
+		Cluster: strings.Repeat("c", 10_000), Host: &cluster.Host{Address: strings.Repeat("h", 10_000)}, Retry: 1 << 31, Status: 599, GRPC: 99, Canceled: true,
+		Failure: "upstream connect error or disconnect", Start: 1, End: 2,
+	}
+	buffer := make([]byte, 0, maxTry)
+	if n := len(appendTry(buffer, &room, s, &long)); n > maxTry {
+		t.Errorf("a span of %d bytes, %d are reserved", n, maxTry)
+	}
+	if n := testing.AllocsPerRun(100, func() { appendTry(buffer, &room, s, &long) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if least := maxSpan + maxCall*stream.MaxCalls + maxTry*stream.MaxTries + 16; least > chunkBytes {
+		t.Errorf("the spans of one request may take %d bytes, a chunk has %d", least, chunkBytes)
+	}
+}
+
 // TestSpanIsBounded: whatever a request brings, its span fits into what is reserved for it, and nothing is allocated.
 func TestSpanIsBounded(t *testing.T) {
 	s := newStream(t, "user-agent: "+strings.Repeat("u", 60_000), "x-request-id: "+strings.Repeat("i", 60_000))
@@ -311,7 +380,7 @@ func TestSpanIsBounded(t *testing.T) {
 	s.Request.SetAuthority([]byte(strings.Repeat("a", 10_000)))
 	s.Request.SetPath([]byte("/" + strings.Repeat("p", 60_000)))
 	s.RouteName, s.ClusterName = strings.Repeat("r", 10_000), strings.Repeat("c", 10_000)
-	c.Begin(s, nil)
+	c.Begin(s, nil, nil)
 	room := newScratch()
 	dst := make([]byte, 0, maxSpan+16)
 	if got := c.appendSpan(dst, &room, s); len(got) > maxSpan {
@@ -324,7 +393,7 @@ func TestSpanIsBounded(t *testing.T) {
 	s.Request.Reset()
 	once := func() {
 		s.Request.Reset()
-		text = c.Begin(s, text)
+		text = c.Begin(s, text, nil)
 	}
 	if n := testing.AllocsPerRun(100, once); n > 0 {
 		t.Errorf("%v allocations a request", n)
@@ -347,7 +416,7 @@ func FuzzContext(f *testing.F) {
 				h.Accept, h.Propagate = []configv1.TraceFormat{inW3C, inB3, inMulti}, []configv1.TraceFormat{format}
 				h.RandomSampling = 500_000
 			})
-			c.Begin(s, nil)
+			c.Begin(s, nil, nil)
 			in, ok := formats[format].read(&s.Request.Block)
 			if !ok || in.id != s.Trace.ID || in.parent != s.Trace.Span || (in.sampled == yes) != s.Trace.Sampled {
 				t.Fatalf("%+v was written as %q, which reads as %+v", s.Trace, fieldsOf(s), in)

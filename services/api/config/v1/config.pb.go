@@ -550,7 +550,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108, 0}
 }
 
 type WatchRequest struct {
@@ -3215,6 +3215,7 @@ type HttpTracing struct {
 	MaxPathTagLength   uint32                 `protobuf:"varint,8,opt,name=max_path_tag_length,json=maxPathTagLength,proto3" json:"max_path_tag_length,omitempty"`     // of http.url; default 256
 	Tags               []*TraceTag            `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty"`                                                          // of every span, besides the usual ones
 	Export             bool                   `protobuf:"varint,10,opt,name=export,proto3" json:"export,omitempty"`                                                    // there is a Tracing object: sampled spans go to statsd
+	SpawnUpstreamSpan  bool                   `protobuf:"varint,11,opt,name=spawn_upstream_span,json=spawnUpstreamSpan,proto3" json:"spawn_upstream_span,omitempty"`   // each try upstream is a span of its own, whose context the upstream gets
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -3319,6 +3320,74 @@ func (x *HttpTracing) GetExport() bool {
 	return false
 }
 
+func (x *HttpTracing) GetSpawnUpstreamSpan() bool {
+	if x != nil {
+		return x.SpawnUpstreamSpan
+	}
+	return false
+}
+
+// RouteTracing is what a route changes of HttpTracing's sampling; shares of a million, unset is HttpTracing's.
+type RouteTracing struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	RandomSampling  *uint32                `protobuf:"varint,1,opt,name=random_sampling,json=randomSampling,proto3,oneof" json:"random_sampling,omitempty"`
+	ClientSampling  *uint32                `protobuf:"varint,2,opt,name=client_sampling,json=clientSampling,proto3,oneof" json:"client_sampling,omitempty"`
+	OverallSampling *uint32                `protobuf:"varint,3,opt,name=overall_sampling,json=overallSampling,proto3,oneof" json:"overall_sampling,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RouteTracing) Reset() {
+	*x = RouteTracing{}
+	mi := &file_config_v1_config_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteTracing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteTracing) ProtoMessage() {}
+
+func (x *RouteTracing) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteTracing.ProtoReflect.Descriptor instead.
+func (*RouteTracing) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RouteTracing) GetRandomSampling() uint32 {
+	if x != nil && x.RandomSampling != nil {
+		return *x.RandomSampling
+	}
+	return 0
+}
+
+func (x *RouteTracing) GetClientSampling() uint32 {
+	if x != nil && x.ClientSampling != nil {
+		return *x.ClientSampling
+	}
+	return 0
+}
+
+func (x *RouteTracing) GetOverallSampling() uint32 {
+	if x != nil && x.OverallSampling != nil {
+		return *x.OverallSampling
+	}
+	return 0
+}
+
 type TraceTag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3329,7 +3398,7 @@ type TraceTag struct {
 
 func (x *TraceTag) Reset() {
 	*x = TraceTag{}
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3410,7 @@ func (x *TraceTag) String() string {
 func (*TraceTag) ProtoMessage() {}
 
 func (x *TraceTag) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3423,7 @@ func (x *TraceTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceTag.ProtoReflect.Descriptor instead.
 func (*TraceTag) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TraceTag) GetName() string {
@@ -3393,7 +3462,7 @@ type Http2 struct {
 
 func (x *Http2) Reset() {
 	*x = Http2{}
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3474,7 @@ func (x *Http2) String() string {
 func (*Http2) ProtoMessage() {}
 
 func (x *Http2) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3487,7 @@ func (x *Http2) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Http2.ProtoReflect.Descriptor instead.
 func (*Http2) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Http2) GetMaxConcurrentStreams() uint32 {
@@ -3517,7 +3586,7 @@ type PathOptions struct {
 
 func (x *PathOptions) Reset() {
 	*x = PathOptions{}
-	mi := &file_config_v1_config_proto_msgTypes[34]
+	mi := &file_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3598,7 @@ func (x *PathOptions) String() string {
 func (*PathOptions) ProtoMessage() {}
 
 func (x *PathOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[34]
+	mi := &file_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3611,7 @@ func (x *PathOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathOptions.ProtoReflect.Descriptor instead.
 func (*PathOptions) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PathOptions) GetMergeSlashes() bool {
@@ -3576,7 +3645,7 @@ type HttpTimeouts struct {
 
 func (x *HttpTimeouts) Reset() {
 	*x = HttpTimeouts{}
-	mi := &file_config_v1_config_proto_msgTypes[35]
+	mi := &file_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3657,7 @@ func (x *HttpTimeouts) String() string {
 func (*HttpTimeouts) ProtoMessage() {}
 
 func (x *HttpTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[35]
+	mi := &file_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3670,7 @@ func (x *HttpTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpTimeouts.ProtoReflect.Descriptor instead.
 func (*HttpTimeouts) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{35}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HttpTimeouts) GetIdleMs() int64 {
@@ -3672,7 +3741,7 @@ type HttpLimits struct {
 
 func (x *HttpLimits) Reset() {
 	*x = HttpLimits{}
-	mi := &file_config_v1_config_proto_msgTypes[36]
+	mi := &file_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3753,7 @@ func (x *HttpLimits) String() string {
 func (*HttpLimits) ProtoMessage() {}
 
 func (x *HttpLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[36]
+	mi := &file_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3766,7 @@ func (x *HttpLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpLimits.ProtoReflect.Descriptor instead.
 func (*HttpLimits) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{36}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HttpLimits) GetMaxRequestHeadersBytes() uint32 {
@@ -3743,7 +3812,7 @@ type VirtualHost struct {
 
 func (x *VirtualHost) Reset() {
 	*x = VirtualHost{}
-	mi := &file_config_v1_config_proto_msgTypes[37]
+	mi := &file_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3755,7 +3824,7 @@ func (x *VirtualHost) String() string {
 func (*VirtualHost) ProtoMessage() {}
 
 func (x *VirtualHost) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[37]
+	mi := &file_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3768,7 +3837,7 @@ func (x *VirtualHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualHost.ProtoReflect.Descriptor instead.
 func (*VirtualHost) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{37}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *VirtualHost) GetName() string {
@@ -3833,14 +3902,15 @@ type Route struct {
 	RequestHeaders  *HeaderOps     `protobuf:"bytes,6,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
 	ResponseHeaders *HeaderOps     `protobuf:"bytes,7,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
 	Source          *Source        `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
-	Filters         []*FilterUse   `protobuf:"bytes,9,rep,name=filters,proto3" json:"filters,omitempty"` // in the order of the request: the route's, else the virtual host's, else http's
+	Filters         []*FilterUse   `protobuf:"bytes,9,rep,name=filters,proto3" json:"filters,omitempty"`  // in the order of the request: the route's, else the virtual host's, else http's
+	Tracing         *RouteTracing  `protobuf:"bytes,10,opt,name=tracing,proto3" json:"tracing,omitempty"` // unset: as http's
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_config_v1_config_proto_msgTypes[38]
+	mi := &file_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3852,7 +3922,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[38]
+	mi := &file_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3865,7 +3935,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{38}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Route) GetName() string {
@@ -3944,6 +4014,13 @@ func (x *Route) GetFilters() []*FilterUse {
 	return nil
 }
 
+func (x *Route) GetTracing() *RouteTracing {
+	if x != nil {
+		return x.Tracing
+	}
+	return nil
+}
+
 type isRoute_Action interface {
 	isRoute_Action()
 }
@@ -3990,7 +4067,7 @@ type RouteMatch struct {
 
 func (x *RouteMatch) Reset() {
 	*x = RouteMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[39]
+	mi := &file_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4079,7 @@ func (x *RouteMatch) String() string {
 func (*RouteMatch) ProtoMessage() {}
 
 func (x *RouteMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[39]
+	mi := &file_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4092,7 @@ func (x *RouteMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteMatch.ProtoReflect.Descriptor instead.
 func (*RouteMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{39}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RouteMatch) GetPath() isRouteMatch_Path {
@@ -4168,7 +4245,7 @@ type FieldMatch struct {
 
 func (x *FieldMatch) Reset() {
 	*x = FieldMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[40]
+	mi := &file_config_v1_config_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4257,7 @@ func (x *FieldMatch) String() string {
 func (*FieldMatch) ProtoMessage() {}
 
 func (x *FieldMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[40]
+	mi := &file_config_v1_config_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4270,7 @@ func (x *FieldMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldMatch.ProtoReflect.Descriptor instead.
 func (*FieldMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{40}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FieldMatch) GetName() string {
@@ -4351,7 +4428,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_config_v1_config_proto_msgTypes[41]
+	mi := &file_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4363,7 +4440,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[41]
+	mi := &file_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4376,7 +4453,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{41}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Range) GetStart() int64 {
@@ -4415,7 +4492,7 @@ type RouteAction struct {
 
 func (x *RouteAction) Reset() {
 	*x = RouteAction{}
-	mi := &file_config_v1_config_proto_msgTypes[42]
+	mi := &file_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +4504,7 @@ func (x *RouteAction) String() string {
 func (*RouteAction) ProtoMessage() {}
 
 func (x *RouteAction) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[42]
+	mi := &file_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4440,7 +4517,7 @@ func (x *RouteAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAction.ProtoReflect.Descriptor instead.
 func (*RouteAction) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{42}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RouteAction) GetClusters() []*WeightedCluster {
@@ -4558,7 +4635,7 @@ type HashPolicy struct {
 
 func (x *HashPolicy) Reset() {
 	*x = HashPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[43]
+	mi := &file_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4570,7 +4647,7 @@ func (x *HashPolicy) String() string {
 func (*HashPolicy) ProtoMessage() {}
 
 func (x *HashPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[43]
+	mi := &file_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4583,7 +4660,7 @@ func (x *HashPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashPolicy.ProtoReflect.Descriptor instead.
 func (*HashPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{43}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HashPolicy) GetKind() isHashPolicy_Kind {
@@ -4675,7 +4752,7 @@ type HashCookie struct {
 
 func (x *HashCookie) Reset() {
 	*x = HashCookie{}
-	mi := &file_config_v1_config_proto_msgTypes[44]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4687,7 +4764,7 @@ func (x *HashCookie) String() string {
 func (*HashCookie) ProtoMessage() {}
 
 func (x *HashCookie) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[44]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4700,7 +4777,7 @@ func (x *HashCookie) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashCookie.ProtoReflect.Descriptor instead.
 func (*HashCookie) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HashCookie) GetName() string {
@@ -4738,7 +4815,7 @@ type Sticky struct {
 
 func (x *Sticky) Reset() {
 	*x = Sticky{}
-	mi := &file_config_v1_config_proto_msgTypes[45]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4750,7 +4827,7 @@ func (x *Sticky) String() string {
 func (*Sticky) ProtoMessage() {}
 
 func (x *Sticky) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[45]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4763,7 +4840,7 @@ func (x *Sticky) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sticky.ProtoReflect.Descriptor instead.
 func (*Sticky) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Sticky) GetCookie() string {
@@ -4812,7 +4889,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_config_v1_config_proto_msgTypes[46]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4824,7 +4901,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[46]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4837,7 +4914,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Mirror) GetCluster() string {
@@ -4864,7 +4941,7 @@ type RegexRewrite struct {
 
 func (x *RegexRewrite) Reset() {
 	*x = RegexRewrite{}
-	mi := &file_config_v1_config_proto_msgTypes[47]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +4953,7 @@ func (x *RegexRewrite) String() string {
 func (*RegexRewrite) ProtoMessage() {}
 
 func (x *RegexRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[47]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +4966,7 @@ func (x *RegexRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegexRewrite.ProtoReflect.Descriptor instead.
 func (*RegexRewrite) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RegexRewrite) GetPattern() string {
@@ -4918,7 +4995,7 @@ type QueryRewrite struct {
 
 func (x *QueryRewrite) Reset() {
 	*x = QueryRewrite{}
-	mi := &file_config_v1_config_proto_msgTypes[48]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4930,7 +5007,7 @@ func (x *QueryRewrite) String() string {
 func (*QueryRewrite) ProtoMessage() {}
 
 func (x *QueryRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[48]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4943,7 +5020,7 @@ func (x *QueryRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryRewrite.ProtoReflect.Descriptor instead.
 func (*QueryRewrite) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *QueryRewrite) GetClear() bool {
@@ -4977,7 +5054,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_config_v1_config_proto_msgTypes[49]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4989,7 +5066,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[49]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5002,7 +5079,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Parameter) GetName() string {
@@ -5041,7 +5118,7 @@ type RetryPolicy struct {
 
 func (x *RetryPolicy) Reset() {
 	*x = RetryPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[50]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5053,7 +5130,7 @@ func (x *RetryPolicy) String() string {
 func (*RetryPolicy) ProtoMessage() {}
 
 func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[50]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5066,7 +5143,7 @@ func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
 func (*RetryPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RetryPolicy) GetOn() []string {
@@ -5155,7 +5232,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_config_v1_config_proto_msgTypes[51]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5167,7 +5244,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[51]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5180,7 +5257,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Redirect) GetScheme() string {
@@ -5250,7 +5327,7 @@ type Respond struct {
 
 func (x *Respond) Reset() {
 	*x = Respond{}
-	mi := &file_config_v1_config_proto_msgTypes[52]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5262,7 +5339,7 @@ func (x *Respond) String() string {
 func (*Respond) ProtoMessage() {}
 
 func (x *Respond) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[52]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5275,7 +5352,7 @@ func (x *Respond) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Respond.ProtoReflect.Descriptor instead.
 func (*Respond) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Respond) GetStatus() uint32 {
@@ -5311,7 +5388,7 @@ type HeaderOps struct {
 
 func (x *HeaderOps) Reset() {
 	*x = HeaderOps{}
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5323,7 +5400,7 @@ func (x *HeaderOps) String() string {
 func (*HeaderOps) ProtoMessage() {}
 
 func (x *HeaderOps) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5336,7 +5413,7 @@ func (x *HeaderOps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderOps.ProtoReflect.Descriptor instead.
 func (*HeaderOps) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *HeaderOps) GetSet() []*Header {
@@ -5377,7 +5454,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5466,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5479,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Header) GetName() string {
@@ -5453,7 +5530,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5465,7 +5542,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5478,7 +5555,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Cluster) GetName() string {
@@ -5674,7 +5751,7 @@ type RingHash struct {
 
 func (x *RingHash) Reset() {
 	*x = RingHash{}
-	mi := &file_config_v1_config_proto_msgTypes[56]
+	mi := &file_config_v1_config_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5686,7 +5763,7 @@ func (x *RingHash) String() string {
 func (*RingHash) ProtoMessage() {}
 
 func (x *RingHash) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[56]
+	mi := &file_config_v1_config_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5699,7 +5776,7 @@ func (x *RingHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingHash.ProtoReflect.Descriptor instead.
 func (*RingHash) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RingHash) GetMinSize() uint64 {
@@ -5726,7 +5803,7 @@ type Maglev struct {
 
 func (x *Maglev) Reset() {
 	*x = Maglev{}
-	mi := &file_config_v1_config_proto_msgTypes[57]
+	mi := &file_config_v1_config_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5738,7 +5815,7 @@ func (x *Maglev) String() string {
 func (*Maglev) ProtoMessage() {}
 
 func (x *Maglev) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[57]
+	mi := &file_config_v1_config_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5751,7 +5828,7 @@ func (x *Maglev) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maglev.ProtoReflect.Descriptor instead.
 func (*Maglev) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{57}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Maglev) GetTableSize() uint32 {
@@ -5771,7 +5848,7 @@ type LocalityWeight struct {
 
 func (x *LocalityWeight) Reset() {
 	*x = LocalityWeight{}
-	mi := &file_config_v1_config_proto_msgTypes[58]
+	mi := &file_config_v1_config_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5783,7 +5860,7 @@ func (x *LocalityWeight) String() string {
 func (*LocalityWeight) ProtoMessage() {}
 
 func (x *LocalityWeight) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[58]
+	mi := &file_config_v1_config_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5796,7 +5873,7 @@ func (x *LocalityWeight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalityWeight.ProtoReflect.Descriptor instead.
 func (*LocalityWeight) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{58}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *LocalityWeight) GetLocality() string {
@@ -5826,7 +5903,7 @@ type SlowStart struct {
 
 func (x *SlowStart) Reset() {
 	*x = SlowStart{}
-	mi := &file_config_v1_config_proto_msgTypes[59]
+	mi := &file_config_v1_config_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5838,7 +5915,7 @@ func (x *SlowStart) String() string {
 func (*SlowStart) ProtoMessage() {}
 
 func (x *SlowStart) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[59]
+	mi := &file_config_v1_config_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5851,7 +5928,7 @@ func (x *SlowStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowStart.ProtoReflect.Descriptor instead.
 func (*SlowStart) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{59}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SlowStart) GetWindowMs() int64 {
@@ -5887,7 +5964,7 @@ type SubsetSelector struct {
 
 func (x *SubsetSelector) Reset() {
 	*x = SubsetSelector{}
-	mi := &file_config_v1_config_proto_msgTypes[60]
+	mi := &file_config_v1_config_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5899,7 +5976,7 @@ func (x *SubsetSelector) String() string {
 func (*SubsetSelector) ProtoMessage() {}
 
 func (x *SubsetSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[60]
+	mi := &file_config_v1_config_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5912,7 +5989,7 @@ func (x *SubsetSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubsetSelector.ProtoReflect.Descriptor instead.
 func (*SubsetSelector) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{60}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SubsetSelector) GetKeys() []string {
@@ -5946,7 +6023,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_config_v1_config_proto_msgTypes[61]
+	mi := &file_config_v1_config_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5958,7 +6035,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[61]
+	mi := &file_config_v1_config_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5971,7 +6048,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{61}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Metadata) GetName() string {
@@ -6009,7 +6086,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[62]
+	mi := &file_config_v1_config_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6021,7 +6098,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[62]
+	mi := &file_config_v1_config_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6034,7 +6111,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{62}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *HealthCheck) GetKind() isHealthCheck_Kind {
@@ -6147,7 +6224,7 @@ type HttpCheck struct {
 
 func (x *HttpCheck) Reset() {
 	*x = HttpCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[63]
+	mi := &file_config_v1_config_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6159,7 +6236,7 @@ func (x *HttpCheck) String() string {
 func (*HttpCheck) ProtoMessage() {}
 
 func (x *HttpCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[63]
+	mi := &file_config_v1_config_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6172,7 +6249,7 @@ func (x *HttpCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpCheck.ProtoReflect.Descriptor instead.
 func (*HttpCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{63}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *HttpCheck) GetPath() string {
@@ -6211,7 +6288,7 @@ type TcpCheck struct {
 
 func (x *TcpCheck) Reset() {
 	*x = TcpCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[64]
+	mi := &file_config_v1_config_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6223,7 +6300,7 @@ func (x *TcpCheck) String() string {
 func (*TcpCheck) ProtoMessage() {}
 
 func (x *TcpCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[64]
+	mi := &file_config_v1_config_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6236,7 +6313,7 @@ func (x *TcpCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpCheck.ProtoReflect.Descriptor instead.
 func (*TcpCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{64}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{65}
 }
 
 type GrpcCheck struct {
@@ -6249,7 +6326,7 @@ type GrpcCheck struct {
 
 func (x *GrpcCheck) Reset() {
 	*x = GrpcCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[65]
+	mi := &file_config_v1_config_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6261,7 +6338,7 @@ func (x *GrpcCheck) String() string {
 func (*GrpcCheck) ProtoMessage() {}
 
 func (x *GrpcCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[65]
+	mi := &file_config_v1_config_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6274,7 +6351,7 @@ func (x *GrpcCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrpcCheck.ProtoReflect.Descriptor instead.
 func (*GrpcCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{65}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GrpcCheck) GetService() string {
@@ -6309,7 +6386,7 @@ type OutlierDetection struct {
 
 func (x *OutlierDetection) Reset() {
 	*x = OutlierDetection{}
-	mi := &file_config_v1_config_proto_msgTypes[66]
+	mi := &file_config_v1_config_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6321,7 +6398,7 @@ func (x *OutlierDetection) String() string {
 func (*OutlierDetection) ProtoMessage() {}
 
 func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[66]
+	mi := &file_config_v1_config_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6334,7 +6411,7 @@ func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutlierDetection.ProtoReflect.Descriptor instead.
 func (*OutlierDetection) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{66}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *OutlierDetection) GetConsecutive_5Xx() uint32 {
@@ -6415,7 +6492,7 @@ type Discovery struct {
 
 func (x *Discovery) Reset() {
 	*x = Discovery{}
-	mi := &file_config_v1_config_proto_msgTypes[67]
+	mi := &file_config_v1_config_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6427,7 +6504,7 @@ func (x *Discovery) String() string {
 func (*Discovery) ProtoMessage() {}
 
 func (x *Discovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[67]
+	mi := &file_config_v1_config_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6440,7 +6517,7 @@ func (x *Discovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
 func (*Discovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{67}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Discovery) GetKind() isDiscovery_Kind {
@@ -6499,7 +6576,7 @@ type DnsDiscovery struct {
 
 func (x *DnsDiscovery) Reset() {
 	*x = DnsDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[68]
+	mi := &file_config_v1_config_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6511,7 +6588,7 @@ func (x *DnsDiscovery) String() string {
 func (*DnsDiscovery) ProtoMessage() {}
 
 func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[68]
+	mi := &file_config_v1_config_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6524,7 +6601,7 @@ func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsDiscovery.ProtoReflect.Descriptor instead.
 func (*DnsDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DnsDiscovery) GetHost() string {
@@ -6585,7 +6662,7 @@ type FileDiscovery struct {
 
 func (x *FileDiscovery) Reset() {
 	*x = FileDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[69]
+	mi := &file_config_v1_config_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6597,7 +6674,7 @@ func (x *FileDiscovery) String() string {
 func (*FileDiscovery) ProtoMessage() {}
 
 func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[69]
+	mi := &file_config_v1_config_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6610,7 +6687,7 @@ func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileDiscovery.ProtoReflect.Descriptor instead.
 func (*FileDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{69}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *FileDiscovery) GetPath() string {
@@ -6634,7 +6711,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[70]
+	mi := &file_config_v1_config_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6646,7 +6723,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[70]
+	mi := &file_config_v1_config_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6659,7 +6736,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{70}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -6711,7 +6788,7 @@ type CircuitBreaker struct {
 
 func (x *CircuitBreaker) Reset() {
 	*x = CircuitBreaker{}
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6723,7 +6800,7 @@ func (x *CircuitBreaker) String() string {
 func (*CircuitBreaker) ProtoMessage() {}
 
 func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6736,7 +6813,7 @@ func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
 func (*CircuitBreaker) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CircuitBreaker) GetMaxConnections() uint32 {
@@ -6786,7 +6863,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6798,7 +6875,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6811,7 +6888,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AccessLog) GetName() string {
@@ -6852,7 +6929,7 @@ type JsonField struct {
 
 func (x *JsonField) Reset() {
 	*x = JsonField{}
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6864,7 +6941,7 @@ func (x *JsonField) String() string {
 func (*JsonField) ProtoMessage() {}
 
 func (x *JsonField) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6877,7 +6954,7 @@ func (x *JsonField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonField.ProtoReflect.Descriptor instead.
 func (*JsonField) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *JsonField) GetName() string {
@@ -6915,7 +6992,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6927,7 +7004,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6940,7 +7017,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Plugin) GetName() string {
@@ -7039,7 +7116,7 @@ type FilterUse struct {
 
 func (x *FilterUse) Reset() {
 	*x = FilterUse{}
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7051,7 +7128,7 @@ func (x *FilterUse) String() string {
 func (*FilterUse) ProtoMessage() {}
 
 func (x *FilterUse) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7064,7 +7141,7 @@ func (x *FilterUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterUse.ProtoReflect.Descriptor instead.
 func (*FilterUse) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *FilterUse) GetPlugin() string {
@@ -7117,7 +7194,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7129,7 +7206,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7142,7 +7219,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Filter) GetName() string {
@@ -7423,7 +7500,7 @@ type ExtAuthzFilter struct {
 
 func (x *ExtAuthzFilter) Reset() {
 	*x = ExtAuthzFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7435,7 +7512,7 @@ func (x *ExtAuthzFilter) String() string {
 func (*ExtAuthzFilter) ProtoMessage() {}
 
 func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7448,7 +7525,7 @@ func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtAuthzFilter.ProtoReflect.Descriptor instead.
 func (*ExtAuthzFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ExtAuthzFilter) GetCluster() string {
@@ -7599,7 +7676,7 @@ type GlobalRateLimitFilter struct {
 
 func (x *GlobalRateLimitFilter) Reset() {
 	*x = GlobalRateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7611,7 +7688,7 @@ func (x *GlobalRateLimitFilter) String() string {
 func (*GlobalRateLimitFilter) ProtoMessage() {}
 
 func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7624,7 +7701,7 @@ func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalRateLimitFilter.ProtoReflect.Descriptor instead.
 func (*GlobalRateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GlobalRateLimitFilter) GetCluster() string {
@@ -7721,7 +7798,7 @@ type RateLimitDescriptor struct {
 
 func (x *RateLimitDescriptor) Reset() {
 	*x = RateLimitDescriptor{}
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7733,7 +7810,7 @@ func (x *RateLimitDescriptor) String() string {
 func (*RateLimitDescriptor) ProtoMessage() {}
 
 func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7746,7 +7823,7 @@ func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitDescriptor.ProtoReflect.Descriptor instead.
 func (*RateLimitDescriptor) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RateLimitDescriptor) GetActions() []*RateLimitAction {
@@ -7776,7 +7853,7 @@ type RateLimitAction struct {
 
 func (x *RateLimitAction) Reset() {
 	*x = RateLimitAction{}
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7788,7 +7865,7 @@ func (x *RateLimitAction) String() string {
 func (*RateLimitAction) ProtoMessage() {}
 
 func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7801,7 +7878,7 @@ func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitAction.ProtoReflect.Descriptor instead.
 func (*RateLimitAction) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RateLimitAction) GetKey() string {
@@ -7931,7 +8008,7 @@ type AddressMask struct {
 
 func (x *AddressMask) Reset() {
 	*x = AddressMask{}
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7943,7 +8020,7 @@ func (x *AddressMask) String() string {
 func (*AddressMask) ProtoMessage() {}
 
 func (x *AddressMask) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7956,7 +8033,7 @@ func (x *AddressMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMask.ProtoReflect.Descriptor instead.
 func (*AddressMask) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *AddressMask) GetWhole() bool {
@@ -7991,7 +8068,7 @@ type RateLimitMatch struct {
 
 func (x *RateLimitMatch) Reset() {
 	*x = RateLimitMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8003,7 +8080,7 @@ func (x *RateLimitMatch) String() string {
 func (*RateLimitMatch) ProtoMessage() {}
 
 func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8016,7 +8093,7 @@ func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitMatch.ProtoReflect.Descriptor instead.
 func (*RateLimitMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RateLimitMatch) GetValue() string {
@@ -8055,7 +8132,7 @@ type JwtFilter struct {
 
 func (x *JwtFilter) Reset() {
 	*x = JwtFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8067,7 +8144,7 @@ func (x *JwtFilter) String() string {
 func (*JwtFilter) ProtoMessage() {}
 
 func (x *JwtFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8080,7 +8157,7 @@ func (x *JwtFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtFilter.ProtoReflect.Descriptor instead.
 func (*JwtFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *JwtFilter) GetProviders() []*JwtProvider {
@@ -8135,7 +8212,7 @@ type JwtRequirement struct {
 
 func (x *JwtRequirement) Reset() {
 	*x = JwtRequirement{}
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8147,7 +8224,7 @@ func (x *JwtRequirement) String() string {
 func (*JwtRequirement) ProtoMessage() {}
 
 func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8160,7 +8237,7 @@ func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirement.ProtoReflect.Descriptor instead.
 func (*JwtRequirement) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *JwtRequirement) GetProvider() string {
@@ -8204,7 +8281,7 @@ type JwtProvider struct {
 
 func (x *JwtProvider) Reset() {
 	*x = JwtProvider{}
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8216,7 +8293,7 @@ func (x *JwtProvider) String() string {
 func (*JwtProvider) ProtoMessage() {}
 
 func (x *JwtProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8229,7 +8306,7 @@ func (x *JwtProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
 func (*JwtProvider) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *JwtProvider) GetName() string {
@@ -8368,7 +8445,7 @@ type JwtHeader struct {
 
 func (x *JwtHeader) Reset() {
 	*x = JwtHeader{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8380,7 +8457,7 @@ func (x *JwtHeader) String() string {
 func (*JwtHeader) ProtoMessage() {}
 
 func (x *JwtHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8393,7 +8470,7 @@ func (x *JwtHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtHeader.ProtoReflect.Descriptor instead.
 func (*JwtHeader) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *JwtHeader) GetName() string {
@@ -8420,7 +8497,7 @@ type JwtClaim struct {
 
 func (x *JwtClaim) Reset() {
 	*x = JwtClaim{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8432,7 +8509,7 @@ func (x *JwtClaim) String() string {
 func (*JwtClaim) ProtoMessage() {}
 
 func (x *JwtClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8445,7 +8522,7 @@ func (x *JwtClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtClaim.ProtoReflect.Descriptor instead.
 func (*JwtClaim) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JwtClaim) GetHeader() string {
@@ -8476,7 +8553,7 @@ type RemoteJwks struct {
 
 func (x *RemoteJwks) Reset() {
 	*x = RemoteJwks{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8488,7 +8565,7 @@ func (x *RemoteJwks) String() string {
 func (*RemoteJwks) ProtoMessage() {}
 
 func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8501,7 +8578,7 @@ func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteJwks.ProtoReflect.Descriptor instead.
 func (*RemoteJwks) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RemoteJwks) GetCluster() string {
@@ -8550,7 +8627,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8562,7 +8639,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8575,7 +8652,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -8610,7 +8687,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8622,7 +8699,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8635,7 +8712,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -8717,7 +8794,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8729,7 +8806,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8742,7 +8819,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -8810,7 +8887,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8822,7 +8899,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8835,7 +8912,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -8898,7 +8975,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8910,7 +8987,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8923,7 +9000,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -8950,7 +9027,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8962,7 +9039,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8975,7 +9052,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -9005,7 +9082,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9017,7 +9094,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9030,7 +9107,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -9073,7 +9150,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9085,7 +9162,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9098,7 +9175,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -9137,7 +9214,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9149,7 +9226,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9162,7 +9239,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -9219,7 +9296,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9231,7 +9308,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9244,7 +9321,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -9278,7 +9355,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9290,7 +9367,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9303,7 +9380,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -9324,7 +9401,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9336,7 +9413,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9349,7 +9426,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -9379,7 +9456,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9391,7 +9468,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9404,7 +9481,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -9448,7 +9525,7 @@ type HealthCheckFilter struct {
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9460,7 +9537,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9473,7 +9550,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -9514,7 +9591,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9526,7 +9603,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9539,7 +9616,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -9569,7 +9646,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9581,7 +9658,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9594,7 +9671,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -9640,7 +9717,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9652,7 +9729,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9665,7 +9742,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -9721,7 +9798,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9733,7 +9810,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9746,7 +9823,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *Stats) GetListen() string {
@@ -9786,7 +9863,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9798,7 +9875,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9811,7 +9888,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -9878,7 +9955,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9890,7 +9967,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9903,7 +9980,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -9958,7 +10035,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9970,7 +10047,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9983,7 +10060,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -10009,7 +10086,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10021,7 +10098,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10034,7 +10111,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -10056,7 +10133,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10068,7 +10145,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10081,7 +10158,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -10124,7 +10201,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10136,7 +10213,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10149,7 +10226,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -10184,7 +10261,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10196,7 +10273,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10209,7 +10286,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -10242,7 +10319,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10254,7 +10331,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10267,7 +10344,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -10287,7 +10364,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10299,7 +10376,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10312,7 +10389,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -10338,7 +10415,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10350,7 +10427,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10363,7 +10440,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -10384,7 +10461,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10396,7 +10473,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10409,7 +10486,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -10448,7 +10525,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10460,7 +10537,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10473,7 +10550,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -10533,7 +10610,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10545,7 +10622,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10558,7 +10635,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 type ReloadReply struct {
@@ -10574,7 +10651,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10586,7 +10663,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10599,7 +10676,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -10645,7 +10722,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10657,7 +10734,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10670,7 +10747,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 type StatusReply struct {
@@ -10690,7 +10767,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10702,7 +10779,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10715,7 +10792,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -10794,7 +10871,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10806,7 +10883,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10819,7 +10896,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -10863,7 +10940,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10875,7 +10952,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10888,7 +10965,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -10940,7 +11017,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10952,7 +11029,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10965,7 +11042,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -11018,7 +11095,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11030,7 +11107,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11043,7 +11120,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 type HistoryReply struct {
@@ -11055,7 +11132,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11067,7 +11144,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11080,7 +11157,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -11103,7 +11180,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11115,7 +11192,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11128,7 +11205,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -11178,7 +11255,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11190,7 +11267,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11203,7 +11280,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -11234,7 +11311,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11246,7 +11323,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11259,7 +11336,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -11321,7 +11398,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11333,7 +11410,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11346,7 +11423,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -11415,7 +11492,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11427,7 +11504,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11440,7 +11517,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -11470,7 +11547,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11482,7 +11559,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11495,7 +11572,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -11544,7 +11621,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11556,7 +11633,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11569,7 +11646,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -11606,7 +11683,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11618,7 +11695,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11631,7 +11708,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -11902,7 +11979,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\atracing\x18P \x01(\v2\x1e.retinue.config.v1.HttpTracingR\atracing\x12#\n" +
 	"\rno_half_close\x18\x82\x01 \x01(\bR\vnoHalfClose\x12 \n" +
 	"\vheader_case\x18\x83\x01 \x03(\tR\n" +
-	"headerCase\"\xc4\x03\n" +
+	"headerCase\"\xf4\x03\n" +
 	"\vHttpTracing\x12'\n" +
 	"\x0frandom_sampling\x18\x01 \x01(\rR\x0erandomSampling\x12'\n" +
 	"\x0fclient_sampling\x18\x02 \x01(\rR\x0eclientSampling\x12)\n" +
@@ -11914,7 +11991,15 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x13max_path_tag_length\x18\b \x01(\rR\x10maxPathTagLength\x12/\n" +
 	"\x04tags\x18\t \x03(\v2\x1b.retinue.config.v1.TraceTagR\x04tags\x12\x16\n" +
 	"\x06export\x18\n" +
-	" \x01(\bR\x06export\"6\n" +
+	" \x01(\bR\x06export\x12.\n" +
+	"\x13spawn_upstream_span\x18\v \x01(\bR\x11spawnUpstreamSpan\"\xd7\x01\n" +
+	"\fRouteTracing\x12,\n" +
+	"\x0frandom_sampling\x18\x01 \x01(\rH\x00R\x0erandomSampling\x88\x01\x01\x12,\n" +
+	"\x0fclient_sampling\x18\x02 \x01(\rH\x01R\x0eclientSampling\x88\x01\x01\x12.\n" +
+	"\x10overall_sampling\x18\x03 \x01(\rH\x02R\x0foverallSampling\x88\x01\x01B\x12\n" +
+	"\x10_random_samplingB\x12\n" +
+	"\x10_client_samplingB\x13\n" +
+	"\x11_overall_sampling\"6\n" +
 	"\bTraceTag\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\"\xf6\x06\n" +
@@ -11963,7 +12048,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0frequest_headers\x18\x04 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0erequestHeaders\x12G\n" +
 	"\x10response_headers\x18\x05 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0fresponseHeaders\x121\n" +
 	"\x06source\x18\x06 \x01(\v2\x19.retinue.config.v1.SourceR\x06source\x126\n" +
-	"\afilters\x18< \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\"\x80\x04\n" +
+	"\afilters\x18< \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\"\xbb\x04\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x05match\x18\x02 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\x126\n" +
@@ -11973,7 +12058,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0frequest_headers\x18\x06 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0erequestHeaders\x12G\n" +
 	"\x10response_headers\x18\a \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0fresponseHeaders\x121\n" +
 	"\x06source\x18\b \x01(\v2\x19.retinue.config.v1.SourceR\x06source\x126\n" +
-	"\afilters\x18\t \x03(\v2\x1c.retinue.config.v1.FilterUseR\afiltersB\b\n" +
+	"\afilters\x18\t \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\x129\n" +
+	"\atracing\x18\n" +
+	" \x01(\v2\x1f.retinue.config.v1.RouteTracingR\atracingB\b\n" +
 	"\x06action\"\x80\x04\n" +
 	"\n" +
 	"RouteMatch\x12\x16\n" +
@@ -12725,7 +12812,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 137)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -12769,121 +12856,122 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*WeightedCluster)(nil),       // 39: retinue.config.v1.WeightedCluster
 	(*Http)(nil),                  // 40: retinue.config.v1.Http
 	(*HttpTracing)(nil),           // 41: retinue.config.v1.HttpTracing
-	(*TraceTag)(nil),              // 42: retinue.config.v1.TraceTag
-	(*Http2)(nil),                 // 43: retinue.config.v1.Http2
-	(*PathOptions)(nil),           // 44: retinue.config.v1.PathOptions
-	(*HttpTimeouts)(nil),          // 45: retinue.config.v1.HttpTimeouts
-	(*HttpLimits)(nil),            // 46: retinue.config.v1.HttpLimits
-	(*VirtualHost)(nil),           // 47: retinue.config.v1.VirtualHost
-	(*Route)(nil),                 // 48: retinue.config.v1.Route
-	(*RouteMatch)(nil),            // 49: retinue.config.v1.RouteMatch
-	(*FieldMatch)(nil),            // 50: retinue.config.v1.FieldMatch
-	(*Range)(nil),                 // 51: retinue.config.v1.Range
-	(*RouteAction)(nil),           // 52: retinue.config.v1.RouteAction
-	(*HashPolicy)(nil),            // 53: retinue.config.v1.HashPolicy
-	(*HashCookie)(nil),            // 54: retinue.config.v1.HashCookie
-	(*Sticky)(nil),                // 55: retinue.config.v1.Sticky
-	(*Mirror)(nil),                // 56: retinue.config.v1.Mirror
-	(*RegexRewrite)(nil),          // 57: retinue.config.v1.RegexRewrite
-	(*QueryRewrite)(nil),          // 58: retinue.config.v1.QueryRewrite
-	(*Parameter)(nil),             // 59: retinue.config.v1.Parameter
-	(*RetryPolicy)(nil),           // 60: retinue.config.v1.RetryPolicy
-	(*Redirect)(nil),              // 61: retinue.config.v1.Redirect
-	(*Respond)(nil),               // 62: retinue.config.v1.Respond
-	(*HeaderOps)(nil),             // 63: retinue.config.v1.HeaderOps
-	(*Header)(nil),                // 64: retinue.config.v1.Header
-	(*Cluster)(nil),               // 65: retinue.config.v1.Cluster
-	(*RingHash)(nil),              // 66: retinue.config.v1.RingHash
-	(*Maglev)(nil),                // 67: retinue.config.v1.Maglev
-	(*LocalityWeight)(nil),        // 68: retinue.config.v1.LocalityWeight
-	(*SlowStart)(nil),             // 69: retinue.config.v1.SlowStart
-	(*SubsetSelector)(nil),        // 70: retinue.config.v1.SubsetSelector
-	(*Metadata)(nil),              // 71: retinue.config.v1.Metadata
-	(*HealthCheck)(nil),           // 72: retinue.config.v1.HealthCheck
-	(*HttpCheck)(nil),             // 73: retinue.config.v1.HttpCheck
-	(*TcpCheck)(nil),              // 74: retinue.config.v1.TcpCheck
-	(*GrpcCheck)(nil),             // 75: retinue.config.v1.GrpcCheck
-	(*OutlierDetection)(nil),      // 76: retinue.config.v1.OutlierDetection
-	(*Discovery)(nil),             // 77: retinue.config.v1.Discovery
-	(*DnsDiscovery)(nil),          // 78: retinue.config.v1.DnsDiscovery
-	(*FileDiscovery)(nil),         // 79: retinue.config.v1.FileDiscovery
-	(*Endpoint)(nil),              // 80: retinue.config.v1.Endpoint
-	(*CircuitBreaker)(nil),        // 81: retinue.config.v1.CircuitBreaker
-	(*AccessLog)(nil),             // 82: retinue.config.v1.AccessLog
-	(*JsonField)(nil),             // 83: retinue.config.v1.JsonField
-	(*Plugin)(nil),                // 84: retinue.config.v1.Plugin
-	(*FilterUse)(nil),             // 85: retinue.config.v1.FilterUse
-	(*Filter)(nil),                // 86: retinue.config.v1.Filter
-	(*ExtAuthzFilter)(nil),        // 87: retinue.config.v1.ExtAuthzFilter
-	(*GlobalRateLimitFilter)(nil), // 88: retinue.config.v1.GlobalRateLimitFilter
-	(*RateLimitDescriptor)(nil),   // 89: retinue.config.v1.RateLimitDescriptor
-	(*RateLimitAction)(nil),       // 90: retinue.config.v1.RateLimitAction
-	(*AddressMask)(nil),           // 91: retinue.config.v1.AddressMask
-	(*RateLimitMatch)(nil),        // 92: retinue.config.v1.RateLimitMatch
-	(*JwtFilter)(nil),             // 93: retinue.config.v1.JwtFilter
-	(*JwtRequirement)(nil),        // 94: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 95: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 96: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 97: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 98: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 99: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 100: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 101: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 102: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 103: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 104: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 105: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 106: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 107: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 108: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 109: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 110: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 111: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 112: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 113: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 114: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 115: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 116: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 117: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 118: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 119: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 120: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 121: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 122: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 123: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 124: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 125: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 126: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 127: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 128: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 129: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 130: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 131: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 132: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 133: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 134: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 135: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 136: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 137: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 138: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 139: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 140: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 141: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 142: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 143: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 144: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 145: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 146: retinue.suite.v1.Hello
+	(*RouteTracing)(nil),          // 42: retinue.config.v1.RouteTracing
+	(*TraceTag)(nil),              // 43: retinue.config.v1.TraceTag
+	(*Http2)(nil),                 // 44: retinue.config.v1.Http2
+	(*PathOptions)(nil),           // 45: retinue.config.v1.PathOptions
+	(*HttpTimeouts)(nil),          // 46: retinue.config.v1.HttpTimeouts
+	(*HttpLimits)(nil),            // 47: retinue.config.v1.HttpLimits
+	(*VirtualHost)(nil),           // 48: retinue.config.v1.VirtualHost
+	(*Route)(nil),                 // 49: retinue.config.v1.Route
+	(*RouteMatch)(nil),            // 50: retinue.config.v1.RouteMatch
+	(*FieldMatch)(nil),            // 51: retinue.config.v1.FieldMatch
+	(*Range)(nil),                 // 52: retinue.config.v1.Range
+	(*RouteAction)(nil),           // 53: retinue.config.v1.RouteAction
+	(*HashPolicy)(nil),            // 54: retinue.config.v1.HashPolicy
+	(*HashCookie)(nil),            // 55: retinue.config.v1.HashCookie
+	(*Sticky)(nil),                // 56: retinue.config.v1.Sticky
+	(*Mirror)(nil),                // 57: retinue.config.v1.Mirror
+	(*RegexRewrite)(nil),          // 58: retinue.config.v1.RegexRewrite
+	(*QueryRewrite)(nil),          // 59: retinue.config.v1.QueryRewrite
+	(*Parameter)(nil),             // 60: retinue.config.v1.Parameter
+	(*RetryPolicy)(nil),           // 61: retinue.config.v1.RetryPolicy
+	(*Redirect)(nil),              // 62: retinue.config.v1.Redirect
+	(*Respond)(nil),               // 63: retinue.config.v1.Respond
+	(*HeaderOps)(nil),             // 64: retinue.config.v1.HeaderOps
+	(*Header)(nil),                // 65: retinue.config.v1.Header
+	(*Cluster)(nil),               // 66: retinue.config.v1.Cluster
+	(*RingHash)(nil),              // 67: retinue.config.v1.RingHash
+	(*Maglev)(nil),                // 68: retinue.config.v1.Maglev
+	(*LocalityWeight)(nil),        // 69: retinue.config.v1.LocalityWeight
+	(*SlowStart)(nil),             // 70: retinue.config.v1.SlowStart
+	(*SubsetSelector)(nil),        // 71: retinue.config.v1.SubsetSelector
+	(*Metadata)(nil),              // 72: retinue.config.v1.Metadata
+	(*HealthCheck)(nil),           // 73: retinue.config.v1.HealthCheck
+	(*HttpCheck)(nil),             // 74: retinue.config.v1.HttpCheck
+	(*TcpCheck)(nil),              // 75: retinue.config.v1.TcpCheck
+	(*GrpcCheck)(nil),             // 76: retinue.config.v1.GrpcCheck
+	(*OutlierDetection)(nil),      // 77: retinue.config.v1.OutlierDetection
+	(*Discovery)(nil),             // 78: retinue.config.v1.Discovery
+	(*DnsDiscovery)(nil),          // 79: retinue.config.v1.DnsDiscovery
+	(*FileDiscovery)(nil),         // 80: retinue.config.v1.FileDiscovery
+	(*Endpoint)(nil),              // 81: retinue.config.v1.Endpoint
+	(*CircuitBreaker)(nil),        // 82: retinue.config.v1.CircuitBreaker
+	(*AccessLog)(nil),             // 83: retinue.config.v1.AccessLog
+	(*JsonField)(nil),             // 84: retinue.config.v1.JsonField
+	(*Plugin)(nil),                // 85: retinue.config.v1.Plugin
+	(*FilterUse)(nil),             // 86: retinue.config.v1.FilterUse
+	(*Filter)(nil),                // 87: retinue.config.v1.Filter
+	(*ExtAuthzFilter)(nil),        // 88: retinue.config.v1.ExtAuthzFilter
+	(*GlobalRateLimitFilter)(nil), // 89: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 90: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 91: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 92: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 93: retinue.config.v1.RateLimitMatch
+	(*JwtFilter)(nil),             // 94: retinue.config.v1.JwtFilter
+	(*JwtRequirement)(nil),        // 95: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 96: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 97: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 98: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 99: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 100: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 101: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 102: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 103: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 104: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 105: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 106: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 107: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 108: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 109: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 110: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 111: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 112: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 113: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 114: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 115: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 116: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 117: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 118: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 119: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 120: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 121: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 122: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 123: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 124: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 125: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 126: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 127: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 128: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 129: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 130: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 131: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 132: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 133: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 134: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 135: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 136: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 137: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 138: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 139: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 140: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 141: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 142: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 143: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 144: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 145: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 146: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 147: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	11,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	12,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	13,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	15,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	146, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	147, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	14,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	146, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	147, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	17,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	21,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	22,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -12891,20 +12979,20 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	23,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	25,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	18,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	125, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	122, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	126, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	123, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	19,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	20,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	26,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
 	31,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
 	40,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
-	65,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
-	82,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	116, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	66,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
+	83,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
+	117, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	35,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
-	84,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
-	86,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	118, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	85,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
+	87,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
+	119, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	28,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	27,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	27,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -12917,178 +13005,179 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	38,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
 	33,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
 	36,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
-	85,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
+	86,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
 	39,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
-	85,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
-	63,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
-	63,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
-	71,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
-	47,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
-	45,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
-	46,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
+	86,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
+	64,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
+	64,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
+	72,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
+	48,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
+	46,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
+	47,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
 	24,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
-	63,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
-	63,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
-	44,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
-	43,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
-	85,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
+	64,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
+	64,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
+	45,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
+	44,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
+	86,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
 	41,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
 	1,   // 57: retinue.config.v1.HttpTracing.accept:type_name -> retinue.config.v1.TraceFormat
 	1,   // 58: retinue.config.v1.HttpTracing.propagate:type_name -> retinue.config.v1.TraceFormat
-	42,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
+	43,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
 	2,   // 60: retinue.config.v1.PathOptions.escaped_slashes:type_name -> retinue.config.v1.EscapedSlashes
-	48,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
-	63,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
-	63,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
+	49,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
+	64,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
+	64,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
 	24,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
-	85,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
-	49,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
-	52,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
-	61,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
-	62,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
-	63,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
-	63,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
+	86,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
+	50,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
+	53,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
+	62,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
+	63,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
+	64,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
+	64,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
 	24,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
-	85,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
-	50,  // 74: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
-	50,  // 75: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
-	50,  // 76: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
-	51,  // 77: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
-	39,  // 78: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
-	55,  // 79: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
-	56,  // 80: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
-	57,  // 81: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	58,  // 82: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
-	60,  // 83: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
-	53,  // 84: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
-	71,  // 85: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
-	54,  // 86: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
-	59,  // 87: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
-	50,  // 88: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
-	50,  // 89: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
-	57,  // 90: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	64,  // 91: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
-	64,  // 92: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
-	64,  // 93: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	80,  // 94: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
-	4,   // 95: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	81,  // 96: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	77,  // 97: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
-	37,  // 98: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
-	72,  // 99: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
-	76,  // 100: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
-	43,  // 101: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
-	66,  // 102: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
-	67,  // 103: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
-	68,  // 104: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
-	69,  // 105: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
-	70,  // 106: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	3,   // 107: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
-	71,  // 108: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
-	73,  // 109: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
-	74,  // 110: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
-	75,  // 111: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	78,  // 112: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	79,  // 113: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	71,  // 114: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	83,  // 115: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	5,   // 116: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	24,  // 117: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	5,   // 118: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	24,  // 119: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	99,  // 120: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	100, // 121: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	101, // 122: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	102, // 123: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	103, // 124: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	108, // 125: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	109, // 126: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	110, // 127: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	111, // 128: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	112, // 129: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	114, // 130: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	115, // 131: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	87,  // 132: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	88,  // 133: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	93,  // 134: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	59,  // 135: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	89,  // 136: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	90,  // 137: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	91,  // 138: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	92,  // 139: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	49,  // 140: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	95,  // 141: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	94,  // 142: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	94,  // 143: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	98,  // 144: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	96,  // 145: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	97,  // 146: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	63,  // 147: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	63,  // 148: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	49,  // 149: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	104, // 150: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	104, // 151: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	105, // 152: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	106, // 153: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	107, // 154: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	24,  // 155: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	49,  // 156: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	50,  // 157: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	113, // 158: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	49,  // 159: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	117, // 160: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	9,   // 161: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	119, // 162: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	119, // 163: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	119, // 164: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	119, // 165: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	146, // 166: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	125, // 167: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	122, // 168: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	80,  // 169: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	128, // 170: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	6,   // 171: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	24,  // 172: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	128, // 173: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	146, // 174: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	134, // 175: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	135, // 176: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	133, // 177: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	122, // 178: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 179: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	138, // 180: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	141, // 181: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	128, // 182: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 183: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	24,  // 184: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	64,  // 185: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	145, // 186: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	24,  // 187: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	10,  // 188: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	120, // 189: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	126, // 190: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	129, // 191: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	131, // 192: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	136, // 193: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	139, // 194: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	142, // 195: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	123, // 196: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	143, // 197: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	16,  // 198: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	121, // 199: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	127, // 200: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	130, // 201: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	132, // 202: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	137, // 203: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	140, // 204: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	130, // 205: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	124, // 206: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	144, // 207: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	198, // [198:208] is the sub-list for method output_type
-	188, // [188:198] is the sub-list for method input_type
-	188, // [188:188] is the sub-list for extension type_name
-	188, // [188:188] is the sub-list for extension extendee
-	0,   // [0:188] is the sub-list for field type_name
+	86,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
+	42,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
+	51,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
+	51,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
+	51,  // 77: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
+	52,  // 78: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
+	39,  // 79: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
+	56,  // 80: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
+	57,  // 81: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
+	58,  // 82: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	59,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
+	61,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
+	54,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
+	72,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
+	55,  // 87: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
+	60,  // 88: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
+	51,  // 89: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
+	51,  // 90: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
+	58,  // 91: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	65,  // 92: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
+	65,  // 93: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
+	65,  // 94: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
+	81,  // 95: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	4,   // 96: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
+	82,  // 97: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	78,  // 98: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	37,  // 99: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
+	73,  // 100: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
+	77,  // 101: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
+	44,  // 102: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
+	67,  // 103: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
+	68,  // 104: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
+	69,  // 105: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
+	70,  // 106: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
+	71,  // 107: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
+	3,   // 108: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
+	72,  // 109: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
+	74,  // 110: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
+	75,  // 111: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
+	76,  // 112: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
+	79,  // 113: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	80,  // 114: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	72,  // 115: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	84,  // 116: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	5,   // 117: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	24,  // 118: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	5,   // 119: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	24,  // 120: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	100, // 121: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	101, // 122: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	102, // 123: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	103, // 124: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	104, // 125: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	109, // 126: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	110, // 127: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	111, // 128: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	112, // 129: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	113, // 130: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	115, // 131: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	116, // 132: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	88,  // 133: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	89,  // 134: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	94,  // 135: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	60,  // 136: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	90,  // 137: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	91,  // 138: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	92,  // 139: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	93,  // 140: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	50,  // 141: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	96,  // 142: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	95,  // 143: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	95,  // 144: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	99,  // 145: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	97,  // 146: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	98,  // 147: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	64,  // 148: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	64,  // 149: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	50,  // 150: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	105, // 151: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	105, // 152: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	106, // 153: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	107, // 154: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	108, // 155: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	24,  // 156: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	50,  // 157: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	51,  // 158: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	114, // 159: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	50,  // 160: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	118, // 161: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	9,   // 162: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	120, // 163: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	120, // 164: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	120, // 165: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	120, // 166: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	147, // 167: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	126, // 168: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	123, // 169: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	81,  // 170: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	129, // 171: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	6,   // 172: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	24,  // 173: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	129, // 174: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	147, // 175: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	135, // 176: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	136, // 177: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	134, // 178: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	123, // 179: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 180: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	139, // 181: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	142, // 182: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	129, // 183: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 184: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	24,  // 185: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	65,  // 186: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	146, // 187: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	24,  // 188: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	10,  // 189: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	121, // 190: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	127, // 191: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	130, // 192: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	132, // 193: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	137, // 194: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	140, // 195: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	143, // 196: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	124, // 197: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	144, // 198: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	16,  // 199: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	122, // 200: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	128, // 201: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	131, // 202: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	133, // 203: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	138, // 204: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	141, // 205: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	131, // 206: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	125, // 207: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	145, // 208: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	199, // [199:209] is the sub-list for method output_type
+	189, // [189:199] is the sub-list for method input_type
+	189, // [189:189] is the sub-list for extension type_name
+	189, // [189:189] is the sub-list for extension extendee
+	0,   // [0:189] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -13125,18 +13214,19 @@ func file_config_v1_config_proto_init() {
 		(*FilterChain_Http)(nil),
 		(*FilterChain_Tcp)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[33].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[38].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[34].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[39].OneofWrappers = []any{
 		(*Route_Route)(nil),
 		(*Route_Redirect)(nil),
 		(*Route_Respond)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[39].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[40].OneofWrappers = []any{
 		(*RouteMatch_Exact)(nil),
 		(*RouteMatch_Prefix)(nil),
 		(*RouteMatch_Regex)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[40].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[41].OneofWrappers = []any{
 		(*FieldMatch_Exact)(nil),
 		(*FieldMatch_Prefix)(nil),
 		(*FieldMatch_Suffix)(nil),
@@ -13145,28 +13235,28 @@ func file_config_v1_config_proto_init() {
 		(*FieldMatch_Range)(nil),
 		(*FieldMatch_Present)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[42].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[43].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[43].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[44].OneofWrappers = []any{
 		(*HashPolicy_Header)(nil),
 		(*HashPolicy_Cookie)(nil),
 		(*HashPolicy_Source)(nil),
 		(*HashPolicy_Query)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[44].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[51].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[55].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[62].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[45].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[52].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[56].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[63].OneofWrappers = []any{
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_Tcp)(nil),
 		(*HealthCheck_Grpc)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[66].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[67].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[67].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[68].OneofWrappers = []any{
 		(*Discovery_Dns)(nil),
 		(*Discovery_File)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[71].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[76].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[72].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[77].OneofWrappers = []any{
 		(*Filter_Header)(nil),
 		(*Filter_RateLimit)(nil),
 		(*Filter_Fault)(nil),
@@ -13183,8 +13273,8 @@ func file_config_v1_config_proto_init() {
 		(*Filter_GlobalRateLimit)(nil),
 		(*Filter_Jwt)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[78].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[79].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[81].OneofWrappers = []any{
 		(*RateLimitAction_GenericKey)(nil),
 		(*RateLimitAction_RemoteAddress)(nil),
 		(*RateLimitAction_RequestHeader)(nil),
@@ -13192,17 +13282,17 @@ func file_config_v1_config_proto_init() {
 		(*RateLimitAction_DestinationCluster)(nil),
 		(*RateLimitAction_Match)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[90].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[91].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[92].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[97].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[93].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[98].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   136,
+			NumMessages:   137,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
