@@ -2,7 +2,11 @@ module retinue.dev/tests/probe
 
 go 1.26.0
 
-require retinue.dev/libs/pluginsdk v0.0.0
+require (
+	google.golang.org/protobuf v1.36.12
+	retinue.dev/libs/pluginsdk v0.0.0
+	retinue.dev/services/api v0.0.0
+)
 
 require (
 	github.com/fatih/color v1.13.0 // indirect
@@ -18,8 +22,6 @@ require (
 	golang.org/x/text v0.42.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	google.golang.org/grpc v1.85.0 // indirect
-	google.golang.org/protobuf v1.36.12 // indirect
-	retinue.dev/services/api v0.0.0 // indirect
 )
 
 replace (

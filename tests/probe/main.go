@@ -1,5 +1,5 @@
 // Command probe is a plugin that does what a request tells it in the header x-do, for the end-to-end tests: it answers, changes,
-// lies and crashes. What it sees of bodies the configuration says.
+// lies and crashes. What it sees of bodies the configuration says. Started as "probe hostile KIND" it is another one, which floods.
 package main
 
 import (
@@ -120,6 +120,10 @@ func change(b *pluginsdk.Body, mode string) pluginsdk.Answer {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "hostile" {
+		fmt.Fprintln(os.Stderr, hostile(os.Args[2]))
+		os.Exit(1)
+	}
 	pluginsdk.Serve(pluginsdk.Plugin[config]{Name: "probe", Version: "1.0.0", Configure: func(c config) (pluginsdk.Filter, error) {
 		if c.Response || c.RequestBody != "" || c.ResponseBody != "" {
 			return whole{head{c}}, nil

@@ -50,6 +50,8 @@ const (
 	outLimit = 4 << 20
 	// smallFrame is what may wait in the connection's own buffer until it is whole.
 	smallFrame = 32 << 10
+	// maxStrange bounds the answers on one connection to calls that nobody made: each counts one, and one for each KiB.
+	maxStrange = 1024
 )
 
 // channel is a worker's connection to one generation of a plugin. All of it runs on the worker's thread.
@@ -63,6 +65,9 @@ type channel struct {
 	draining  bool // no new streams; it closes with the last one
 	closed    bool // for good
 	blocked   bool // the plugin does not read
+	greeted   bool // its Opening has come
+	abandoned int  // calls given up, whose answers may still come
+	strange   int  // answers to no call; see maxStrange
 
 	calls   []call
 	free    []int32
@@ -157,6 +162,7 @@ func (ch *channel) release(at int32) {
 func (ch *channel) cancel(number uint64) {
 	if at, ok := ch.find(number); ok {
 		ch.release(at)
+		ch.abandoned++
 	}
 }
 
@@ -178,7 +184,6 @@ func (ch *channel) send(frame []byte) {
 // OnConnected implements conn.Handler.
 func (ch *channel) OnConnected(c *conn.Conn) {
 	ch.connected = true
-	ch.retry = reconnectFirst
 	c.Write(opening(ch.host.generation, ch.host.worker.ID))
 	ch.host.attached(ch)
 	ch.target.settle()
@@ -237,17 +242,30 @@ func (ch *channel) frame(b []byte) bool {
 		return false
 	}
 	if opening {
+		if ch.greeted {
+			ch.violated()
+			return false
+		}
+		ch.greeted = true
 		return true
 	}
 	cells := ch.target.cells(ch.host.worker.ID)
 	at, ok := ch.find(r.call)
 	if !ok {
 		cells[counters.PluginRepliesLate]++
+		if ch.abandoned > 0 {
+			ch.abandoned--
+			return true
+		}
+		if ch.strange += 1 + len(b)>>10; ch.strange > maxStrange {
+			ch.violated()
+			return false
+		}
 		return true
 	}
 	s := ch.calls[at]
 	ch.release(at)
-	ch.timeouts, ch.openUntil = 0, 0
+	ch.timeouts, ch.openUntil, ch.retry = 0, 0, reconnectFirst
 	if h := histogramOf(s.phase); h >= 0 {
 		took := ch.host.clock() - s.began
 		region.Observe(cells[h:], region.Ticks(uint64(took)))
@@ -279,6 +297,7 @@ func (ch *channel) OnClose(_ *conn.Conn, _ conn.Reason) {
 	was := ch.connected
 	ch.conn, ch.connected, ch.blocked = nil, false, false
 	ch.want, ch.large = 0, nil
+	ch.greeted, ch.abandoned, ch.strange = false, 0, 0
 	if was {
 		ch.host.detached(ch)
 		ch.target.cells(ch.host.worker.ID)[counters.PluginCxDestroy]++
@@ -314,6 +333,7 @@ func (ch *channel) OnTimer(_ *timer.Timer, now int64) {
 			return
 		}
 		ch.release(ch.first)
+		ch.abandoned++
 		if ch.timeouts++; ch.timeouts >= breakerTimeouts {
 			if ch.openUntil <= now {
 				ch.target.cells(ch.host.worker.ID)[counters.PluginCircuitOpened]++
