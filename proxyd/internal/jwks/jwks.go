@@ -109,7 +109,9 @@ func (f *Follower) follow(ctx context.Context, p *jwt.Provider) {
 	failures := 0
 	for {
 		content, set, err := f.fetch(ctx, p)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil { // a provider that went has no keys to come: who waits for them hears of it
+			p.Fail()
+			f.opt.Settle(p)
 			return
 		}
 		f.opt.Count(p, err == nil)

@@ -158,6 +158,26 @@ func TestFollowWithoutAnswer(t *testing.T) {
 	})
 }
 
+// A provider that goes while its first set is on the way leaves nobody waiting.
+func TestGoneBeforeAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := newServer(""), provider(t, "a")
+		defer s.Close()
+		s.opt.Fetch = func(ctx context.Context, _ *jwt.Remote) ([]byte, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		s.Set([]*jwt.Provider{p})
+		if seen := s.seen(); seen.settled != 0 {
+			t.Errorf("%+v before the answer", seen)
+		}
+		s.Set(nil)
+		if seen := s.seen(); seen.settled != 1 || seen.fail != 0 {
+			t.Errorf("%+v", seen)
+		}
+	})
+}
+
 // The next generation begins with the copy.
 func TestCopy(t *testing.T) {
 	dir := t.TempDir()
