@@ -18,6 +18,8 @@ var overloadActions = []struct {
 	{"stop_accepting_requests", configv1.OverloadAction_KIND_STOP_ACCEPTING_REQUESTS},
 	{"reject_incoming_connections", configv1.OverloadAction_KIND_REJECT_INCOMING_CONNECTIONS},
 	{"reset_high_memory_stream", configv1.OverloadAction_KIND_RESET_HIGH_MEMORY_STREAM},
+	{"reduce_timeouts", configv1.OverloadAction_KIND_REDUCE_TIMEOUTS},
+	{"shrink_heap", configv1.OverloadAction_KIND_SHRINK_HEAP},
 }
 
 // overload compiles the block; every action that is not written has its defaults.
@@ -39,6 +41,9 @@ func (c *compiler) overload(n *schema.Node) *configv1.Overload {
 		made := &configv1.OverloadAction{
 			Kind: action.kind, Memory: uint32(a.Int("memory")), Descriptors: uint32(a.Int("descriptors")), Connections: uint32(a.Int("connections")),
 			Scaling: uint32(a.Int("scaling")), Release: uint32(a.Int("release")),
+		}
+		if made.Kind == configv1.OverloadAction_KIND_REDUCE_TIMEOUTS {
+			made.MinScale = uint32(a.Int("min_scale"))
 		}
 		for _, name := range []string{"memory", "descriptors", "connections"} {
 			if share := a.Int(name); a.Own("scaling") && share > 0 && share <= a.Int("scaling") {

@@ -15,9 +15,16 @@ func overloadBlock() *Block {
 			},
 		}
 	}
+	reduce := action("reduce_timeouts", "Connections without a request, and requests that stand still, wait for less long.", "90%", "90%", "90%")
+	for i := range reduce.Attrs {
+		if reduce.Attrs[i].Name == "scaling" {
+			reduce.Attrs[i].Default = "10%"
+		}
+	}
+	reduce.Attrs = append(reduce.Attrs, Attr{Name: "min_scale", Kind: Percent, Default: "10%", Doc: "of the idle time-outs, which is left at the least."})
 	return &Block{
 		Name: "overload",
-		Doc: "What proxyd does when memory, descriptors or connections run short: Envoy's overload manager. With the block all four actions are in force, each with its defaults unless it is written. " +
+		Doc: "What proxyd does when memory, descriptors or connections run short: Envoy's overload manager. With the block all actions are in force, each with its defaults unless it is written. " +
 			"Memory is what a collection of the heap would leave, stacks and what is mapped beside them: garbage counts for nothing.",
 		Example: `overload {
   max_memory = "2GiB"
@@ -32,13 +39,15 @@ func overloadBlock() *Block {
 		},
 		Blocks: []Nested{{Many: true, Block: &Block{
 			Name: "action", Label: "kind",
-			LabelDoc: "Envoy's name: \"disable_http_keepalive\", \"stop_accepting_requests\", \"reject_incoming_connections\" or \"reset_high_memory_stream\".",
+			LabelDoc: "Envoy's name: \"disable_http_keepalive\", \"stop_accepting_requests\", \"reject_incoming_connections\", \"reset_high_memory_stream\", \"reduce_timeouts\" or \"shrink_heap\".",
 			Doc:      "One thing that is done, and at which share of each resource.",
 			Kinds: []*Block{
 				action("disable_http_keepalive", "Responses end their connections; HTTP/2 is asked to leave by GOAWAY.", "85%", "85%", "90%"),
 				action("stop_accepting_requests", "Requests are answered 503 with x-envoy-overloaded, flag OM.", "95%", "0%", "0%"),
 				action("reject_incoming_connections", "Connections are closed as soon as they are accepted.", "95%", "95%", "0%"),
 				action("reset_high_memory_stream", "Of each worker's requests those that hold most memory are reset, 16 in an interval at the most, flag OM.", "98%", "0%", "0%"),
+				reduce,
+				action("shrink_heap", "Garbage is collected and memory goes back to the system, every 10 seconds while it lasts.", "90%", "0%", "0%"),
 			},
 		}}},
 	}

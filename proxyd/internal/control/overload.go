@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"runtime/debug"
 	"time"
 
 	"retinue.dev/proxyd/internal/counters"
@@ -9,6 +10,9 @@ import (
 	"retinue.dev/proxyd/internal/overload"
 	configv1 "retinue.dev/services/api/config/v1"
 )
+
+// shrinkEvery is how often memory goes back to the system while shrink_heap is on: Envoy's interval.
+const shrinkEvery = 10 * time.Second
 
 // idleRefresh is how often is looked whether the configuration has an overload block by now.
 const idleRefresh = time.Second
@@ -19,6 +23,7 @@ func (s *Server) watchResources(ctx context.Context) {
 	var object *configv1.Overload
 	manager, _ := overload.New(nil) // without an object nothing can be wrong
 	var told overload.Levels
+	var shrunk time.Time
 	for {
 		s.mu.Lock()
 		wanted := s.current.Settings.Overload
@@ -47,12 +52,27 @@ func (s *Server) watchResources(ctx context.Context) {
 			told = levels
 			s.loops.each(func(l *loop) { l.defend(levels) })
 		}
+		if levels[overload.ShrinkHeap] == 0 {
+			shrunk = time.Time{}
+		} else if time.Since(shrunk) >= shrinkEvery {
+			shrunk = time.Now()
+			s.shrink()
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
 		}
 	}
+}
+
+// shrink gives back what nobody uses: the workers' buffers, and what a collection leaves free of the heap.
+func (s *Server) shrink() {
+	s.loops.each(func(l *loop) { l.Trim() })
+	debug.FreeOSMemory()
+	s.mu.Lock()
+	s.server[counters.ServerOverloadShrinks]++
+	s.mu.Unlock()
 }
 
 func (s *Server) pressures(meter *overload.Meter, memory, connections uint64) (p [overload.NumResources]uint32) {
@@ -90,15 +110,24 @@ func (s *Server) logOverload(m *overload.Manager, before, now overload.Levels) {
 	}
 }
 
-// defend takes the levels, and resets the streams that hold most memory where they say so.
+// defend takes the levels, lets connections look at time-outs that have become shorter, and resets the streams that hold most
+// memory where they say so.
 func (l *loop) defend(levels overload.Levels) {
+	shorter := levels[overload.ReduceTimeouts] > l.http.Overload[overload.ReduceTimeouts]
 	*l.http.Overload = levels
-	if levels[overload.ResetStreams] == 0 {
+	if levels[overload.ResetStreams] == 0 && !shorter {
 		return
 	}
 	var victims hcm.Victims
 	for _, f := range l.filters() {
-		if h, ok := f.(*hcm.Filter); ok {
+		h, ok := f.(*hcm.Filter)
+		if !ok {
+			continue
+		}
+		if shorter {
+			h.Rearm()
+		}
+		if levels[overload.ResetStreams] > 0 {
 			h.Weigh(&victims)
 		}
 	}

@@ -208,6 +208,7 @@ const (
 	ServerAccessLogWriteFailed
 	ServerConnectionsCut
 	ServerWatchdogMiss
+	ServerOverloadShrinks
 	ServerOverloadPressure                                                       // a cell for each resource
 	ServerOverloadScale    = ServerOverloadPressure + int(overload.NumResources) // a cell for each action
 	ServerCells            = ServerOverloadScale + int(overload.NumActions)
@@ -523,6 +524,7 @@ var Schemas = append([]*statsv1.Schema{
 		field(counter, "access_log_write_failed", "failed writes of access logs"),
 		field(counter, "connections_cut", "connections closed at shutdown_time"),
 		field(counter, "watchdog_miss", "times a worker loop stood still"),
+		field(counter, "overload_shrinks", "times memory went back to the system by shrink_heap"),
 	}, each("overload_pressure", "per cent of a resource that are in use, where there is an overload block", "resource", overload.ResourceNames[:]),
 		each("overload_scale_percent", "how far an overload action goes, in per cent; 0: it is off", "action", overload.ActionNames[:]))...),
 

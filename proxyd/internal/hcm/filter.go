@@ -52,7 +52,9 @@ const (
 func (s *Shared) take() *exchange {
 	x := s.free
 	if x == nil {
-		return &exchange{}
+		x = &exchange{}
+		x.stream.Overload = s.Overload
+		return x
 	}
 	s.free, x.next = x.next, nil
 	s.kept--
@@ -361,7 +363,7 @@ func (c *connection) deadline() int64 {
 	at := int64(math.MaxInt64)
 	config := c.filter.Config
 	if c.idleSince > 0 && !c.left && config.IdleTimeout > 0 {
-		at = c.idleSince + config.IdleTimeout
+		at = c.idleSince + c.filter.Shared.Overload.Shorten(config.IdleTimeout)
 	}
 	if config.MaxConnectionDuration > 0 && !c.expired {
 		at = min(at, c.conn.Established()+config.MaxConnectionDuration)
@@ -378,7 +380,7 @@ func (c *connection) OnTimer(_ *timer.Timer, now int64) {
 		c.cells[counters.HTTPDownstreamCxMaxDurationReached]++
 		c.codec.onExpired()
 	}
-	if !c.closing && !c.left && c.idleSince > 0 && config.IdleTimeout > 0 && now >= c.idleSince+config.IdleTimeout {
+	if !c.closing && !c.left && c.idleSince > 0 && config.IdleTimeout > 0 && now >= c.idleSince+c.filter.Shared.Overload.Shorten(config.IdleTimeout) {
 		c.left = true
 		c.cells[counters.HTTPDownstreamCxIdleTimeout]++
 		c.codec.onIdle()

@@ -188,10 +188,10 @@ func (h *h1) EncodeTrailers(t *header.Block) {
 
 // Reset implements stream.ResponseEncoder. HTTP/1 has no other word for it than the end of the connection, and for a body
 // that ends with the connection it must be a reset: an orderly end would make a part look complete.
-func (h *h1) Reset(stream.ResetReason) {
+func (h *h1) Reset(reason stream.ResetReason) {
 	h.closing = true
-	if h.headSent && h.framing == http1.UntilClose || h.framing == http1.Tunnel {
-		h.conn.Abort()
+	if reason == stream.ResetOverload || h.headSent && h.framing == http1.UntilClose || h.framing == http1.Tunnel {
+		h.conn.Abort() // what is staged for the client is the memory that is wanted back, or would look like an end
 		return
 	}
 	h.conn.CloseAfterFlush(0)

@@ -17,6 +17,7 @@ func (s *Shared) takeH2() *h2Stream {
 	if x == nil {
 		x = &h2Stream{}
 		x.wire.Owner = x
+		x.stream.Overload = s.Overload
 		return x
 	}
 	s.freeH2, x.next = x.next, nil

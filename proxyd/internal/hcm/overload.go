@@ -24,6 +24,13 @@ func (c *connection) turnAway(s *stream.Stream) {
 
 var overloadedText = []byte("envoy overloaded")
 
+// Rearm lets every connection look at its time-outs again: they have become shorter.
+func (f *Filter) Rearm() {
+	for c := f.connections; c != nil; c = c.next {
+		c.rearm()
+	}
+}
+
 const (
 	// maxVictims is how many streams of a worker are reset at a time.
 	maxVictims = 16
@@ -80,7 +87,7 @@ func (v *Victims) Reset(level uint32) (n int) {
 	for _, victim := range v.list[:min(v.n, most)] {
 		if !victim.stream.Finished() {
 			victim.stream.Cells[counters.HTTPDownstreamRqOverloadReset]++
-			victim.stream.Reset(stream.ResetLocal, stream.FlagOverloadManager, stream.DetailOverload)
+			victim.stream.Reset(stream.ResetOverload, stream.FlagOverloadManager, stream.DetailOverload)
 			n++
 		}
 	}

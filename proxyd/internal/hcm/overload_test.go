@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
+	"time"
 
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/listener"
@@ -110,10 +111,54 @@ func TestTheMostExpensiveAreReset(t *testing.T) {
 		t.Errorf("%d were reset", n)
 	}
 	s.turn()
+	if used := s.worker.Pool.Used(); used > 200<<10 {
+		t.Errorf("%d bytes are held for clients that were reset", used)
+	}
 	if n := s.http[counters.HTTPDownstreamRqOverloadReset]; n != 2 || s.http[counters.HTTPDownstreamRqActive] != 2 {
 		t.Errorf("%d counted, %d under way", n, s.http[counters.HTTPDownstreamRqActive])
 	}
 	if line := s.last(); line.flags != "OM" || line.details != "overload" {
 		t.Errorf("logged %+v", line)
+	}
+}
+
+// While time-outs are reduced, a connection that waits already ends sooner, and so does a request that stands still.
+func TestTimeoutsAreReduced(t *testing.T) {
+	h, off := defaults(), int64(0) // idle after an hour, still after five minutes
+	h.VirtualHosts[0].Routes[0].GetRoute().TimeoutMs = &off
+	s := newSim(t, h)
+	waiting, still := s.client(), s.client()
+	still.Send(plainRequest)
+	s.turn()
+	s.backlog.Last().Discard()
+	pass := func(d time.Duration) {
+		s.net.Advance(int64(d))
+		s.turn()
+	}
+	pass(4 * time.Minute)
+	if waiting.SawFIN() || still.Waiting() > 0 {
+		t.Fatal("a time-out passed that is not due")
+	}
+	s.filter.Shared.Overload[overload.ReduceTimeouts] = overload.Full * 9 / 10 // 6 minutes, and 30 seconds
+	s.filter.Rearm()
+	pass(time.Second)
+	if got := still.ReceiveAll(); !bytes.HasPrefix(got, []byte("HTTP/1.1 504 ")) {
+		t.Errorf("the request that stands still is answered %.60q", got)
+	}
+	if line := s.last(); line.flags != "SI" || line.details != "stream_idle_timeout" {
+		t.Errorf("logged %+v", line)
+	}
+	if waiting.SawFIN() {
+		t.Error("the idle connection ended after four minutes")
+	}
+	pass(2 * time.Minute)
+	if !waiting.SawFIN() || s.http[counters.HTTPDownstreamCxIdleTimeout] != 1 {
+		t.Errorf("the idle connection is there after six minutes, %d counted", s.http[counters.HTTPDownstreamCxIdleTimeout])
+	}
+	late := s.client()
+	*s.filter.Shared.Overload = overload.Levels{}
+	pass(10 * time.Minute)
+	if late.SawFIN() {
+		t.Error("with room again a connection ended after ten minutes")
 	}
 }

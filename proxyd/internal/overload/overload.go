@@ -33,11 +33,13 @@ const (
 	StopRequests                    // requests are answered 503
 	RejectConnections               // connections are closed at once
 	ResetStreams                    // the streams that hold most memory are reset
+	ReduceTimeouts                  // idle time-outs are shorter; the level is what is cut off them
+	ShrinkHeap                      // memory goes back to the system
 	NumActions
 )
 
 // ActionNames are the actions' names in the configuration, metrics and logs.
-var ActionNames = [NumActions]string{"disable_http_keepalive", "stop_accepting_requests", "reject_incoming_connections", "reset_high_memory_stream"}
+var ActionNames = [NumActions]string{"disable_http_keepalive", "stop_accepting_requests", "reject_incoming_connections", "reset_high_memory_stream", "reduce_timeouts", "shrink_heap"}
 
 // Full is the level of an action that goes all the way, and the pressure of a resource of which nothing is left: a million.
 const Full = 1_000_000
@@ -49,6 +51,14 @@ type Levels [NumActions]uint32
 func (l *Levels) Draw(a Action, random uint64) bool {
 	level := l[a]
 	return level >= Full || level > 0 && uint32(random%Full) < level
+}
+
+// Shorten is what ReduceTimeouts leaves of a time-out.
+func (l *Levels) Shorten(timeout int64) int64 {
+	if l[ReduceTimeouts] == 0 {
+		return timeout
+	}
+	return timeout - int64(float64(timeout)*float64(l[ReduceTimeouts])/Full)
 }
 
 // trigger is one resource of one action.
@@ -77,6 +87,7 @@ func (t *trigger) level(pressure uint32, was bool) uint32 {
 // Manager keeps the levels. One goroutine's.
 type Manager struct {
 	triggers [NumActions][NumResources]trigger
+	most     Levels // of actions that never go all the way
 	on       [NumActions][NumResources]bool
 	levels   Levels
 }
@@ -87,6 +98,8 @@ var actions = map[configv1.OverloadAction_Kind]Action{
 	configv1.OverloadAction_KIND_STOP_ACCEPTING_REQUESTS:     StopRequests,
 	configv1.OverloadAction_KIND_REJECT_INCOMING_CONNECTIONS: RejectConnections,
 	configv1.OverloadAction_KIND_RESET_HIGH_MEMORY_STREAM:    ResetStreams,
+	configv1.OverloadAction_KIND_REDUCE_TIMEOUTS:             ReduceTimeouts,
+	configv1.OverloadAction_KIND_SHRINK_HEAP:                 ShrinkHeap,
 }
 
 // New makes a manager that has seen nothing yet; without an object none of its actions ever begins.
@@ -97,6 +110,7 @@ func New(o *configv1.Overload) (*Manager, error) {
 		if !known {
 			return nil, fmt.Errorf("overload: action %v is not known to this version", configured.GetKind())
 		}
+		m.most[a] = Full - min(configured.GetMinScale(), Full)
 		for r, full := range [NumResources]uint32{Memory: configured.GetMemory(), Descriptors: configured.GetDescriptors(), Connections: configured.GetConnections()} {
 			m.triggers[a][r] = trigger{full: full, from: full - min(full, configured.GetScaling()), release: full - min(full, configured.GetRelease())}
 		}
@@ -116,6 +130,7 @@ func (m *Manager) Turn(pressures [NumResources]uint32) Levels {
 			m.on[a][r] = level > 0
 			m.levels[a] = max(m.levels[a], level)
 		}
+		m.levels[a] = uint32(uint64(m.levels[a]) * uint64(m.most[a]) / Full)
 	}
 	return m.levels
 }

@@ -52,6 +52,24 @@ func TestResourcesAreApart(t *testing.T) {
 	}
 }
 
+// TestReduceTimeouts: time-outs grow shorter until the least share of them is left.
+func TestReduceTimeouts(t *testing.T) {
+	m := manager(t, &configv1.OverloadAction{Kind: configv1.OverloadAction_KIND_REDUCE_TIMEOUTS, Memory: 900_000, Scaling: 100_000, MinScale: 200_000})
+	for _, step := range []struct {
+		pressure uint32
+		want     int64
+	}{{0, 1000}, {800_000, 1000}, {850_000, 600}, {900_000, 200}, {Full, 200}, {800_000, 1000}} {
+		levels := m.Turn([NumResources]uint32{Memory: step.pressure})
+		if got := levels.Shorten(1000); got != step.want {
+			t.Errorf("at %d a time-out of 1000 is %d, not %d", step.pressure, got, step.want)
+		}
+	}
+	all := Levels{ReduceTimeouts: Full}
+	if got := all.Shorten(1 << 62); got != 0 {
+		t.Errorf("nothing is to be left, and %d is", got)
+	}
+}
+
 // TestInherit: a change of configuration does not let go what is held by hysteresis.
 func TestInherit(t *testing.T) {
 	object := &configv1.OverloadAction{Kind: configv1.OverloadAction_KIND_STOP_ACCEPTING_REQUESTS, Memory: 950_000, Release: 50_000}

@@ -107,4 +107,5 @@ const (
 	ResetOverflow              // a circuit breaker
 	ResetProtocolError         // the peer broke the protocol
 	ResetRefused               // HTTP/2 REFUSED_STREAM: safe to try again
+	ResetOverload              // by us, for the memory that the stream holds: what waits for the client is dropped
 )

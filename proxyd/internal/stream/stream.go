@@ -7,6 +7,7 @@ import (
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/header"
+	"retinue.dev/proxyd/internal/overload"
 	"retinue.dev/proxyd/internal/worker"
 )
 
@@ -79,8 +80,10 @@ type Stream struct {
 	Response *header.Response
 
 	Worker *worker.Worker
-	Config *Config
-	Cells  *counters.HTTP
+	// Overload may shorten the idle time-out. It is the worker's, and stands while the memory serves; nil: it stays.
+	Overload *overload.Levels
+	Config   *Config
+	Cells    *counters.HTTP
 
 	down     Downstream
 	terminal Terminal
@@ -447,7 +450,7 @@ func (s *Stream) arm() {
 func (s *Stream) Deadline() int64 {
 	at := int64(math.MaxInt64)
 	if s.idleTimeout > 0 {
-		at = s.activity + s.idleTimeout
+		at = s.activity + s.idle()
 	}
 	if s.routeDeadline > 0 && s.routeDeadline < at {
 		at = s.routeDeadline
@@ -459,6 +462,14 @@ func (s *Stream) Deadline() int64 {
 		at = s.maxDeadline
 	}
 	return at
+}
+
+// idle is the idle time-out as it is now.
+func (s *Stream) idle() int64 {
+	if s.Overload == nil {
+		return s.idleTimeout
+	}
+	return s.Overload.Shorten(s.idleTimeout)
 }
 
 // OnDeadline looks whether a time-out has passed and acts on one. The stream may be finished afterwards.
@@ -476,7 +487,7 @@ func (s *Stream) OnDeadline(now int64) {
 		s.maxDeadline = 0
 		s.Cells[counters.HTTPDownstreamRqMaxDurationReached]++
 		s.LocalReply(s.timeoutStatus(), "downstream duration timeout", FlagMaxDuration, DetailMaxDuration)
-	case s.idleTimeout > 0 && now >= s.activity+s.idleTimeout:
+	case s.idleTimeout > 0 && now >= s.activity+s.idle():
 		s.Cells[counters.HTTPDownstreamRqIdleTimeout]++
 		s.LocalReply(s.timeoutStatus(), "stream timeout", FlagStreamIdleTimeout, DetailStreamIdle)
 	}

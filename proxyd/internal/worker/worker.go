@@ -262,12 +262,17 @@ func (w *Worker) Turn(most int64) {
 	w.flush()
 	w.reclaim()
 	if w.now-w.trimmed > trimEvery {
-		w.trimmed = w.now
-		w.Pool.Trim()
-		w.trimPipes()
+		w.Trim()
 	}
 	w.turns.Add(1)
 	w.lastTurn.Store(w.now)
+}
+
+// Trim gives buffers and pipes back that nobody uses. It comes by itself now and then.
+func (w *Worker) Trim() {
+	w.trimmed = w.now
+	w.Pool.Trim()
+	w.trimPipes()
 }
 
 // look polls for a while without sleeping. When something comes it has cost some µs more than it saves, on a processor that has nothing else to do; it is

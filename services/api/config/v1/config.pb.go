@@ -454,6 +454,8 @@ const (
 	OverloadAction_KIND_STOP_ACCEPTING_REQUESTS     OverloadAction_Kind = 2
 	OverloadAction_KIND_REJECT_INCOMING_CONNECTIONS OverloadAction_Kind = 3
 	OverloadAction_KIND_RESET_HIGH_MEMORY_STREAM    OverloadAction_Kind = 4
+	OverloadAction_KIND_REDUCE_TIMEOUTS             OverloadAction_Kind = 5
+	OverloadAction_KIND_SHRINK_HEAP                 OverloadAction_Kind = 6
 )
 
 // Enum value maps for OverloadAction_Kind.
@@ -464,6 +466,8 @@ var (
 		2: "KIND_STOP_ACCEPTING_REQUESTS",
 		3: "KIND_REJECT_INCOMING_CONNECTIONS",
 		4: "KIND_RESET_HIGH_MEMORY_STREAM",
+		5: "KIND_REDUCE_TIMEOUTS",
+		6: "KIND_SHRINK_HEAP",
 	}
 	OverloadAction_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":                 0,
@@ -471,6 +475,8 @@ var (
 		"KIND_STOP_ACCEPTING_REQUESTS":     2,
 		"KIND_REJECT_INCOMING_CONNECTIONS": 3,
 		"KIND_RESET_HIGH_MEMORY_STREAM":    4,
+		"KIND_REDUCE_TIMEOUTS":             5,
+		"KIND_SHRINK_HEAP":                 6,
 	}
 )
 
@@ -2039,8 +2045,9 @@ type OverloadAction struct {
 	Memory        uint32                 `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`
 	Descriptors   uint32                 `protobuf:"varint,3,opt,name=descriptors,proto3" json:"descriptors,omitempty"`
 	Connections   uint32                 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
-	Scaling       uint32                 `protobuf:"varint,5,opt,name=scaling,proto3" json:"scaling,omitempty"` // so far below its share the action begins, and grows until it
-	Release       uint32                 `protobuf:"varint,6,opt,name=release,proto3" json:"release,omitempty"` // so far below its share a resource ends an action that does not grow
+	Scaling       uint32                 `protobuf:"varint,5,opt,name=scaling,proto3" json:"scaling,omitempty"`                   // so far below its share the action begins, and grows until it
+	Release       uint32                 `protobuf:"varint,6,opt,name=release,proto3" json:"release,omitempty"`                   // so far below its share a resource ends an action that does not grow
+	MinScale      uint32                 `protobuf:"varint,7,opt,name=min_scale,json=minScale,proto3" json:"min_scale,omitempty"` // KIND_REDUCE_TIMEOUTS: so much of a time-out is left at the least
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2113,6 +2120,13 @@ func (x *OverloadAction) GetScaling() uint32 {
 func (x *OverloadAction) GetRelease() uint32 {
 	if x != nil {
 		return x.Release
+	}
+	return 0
+}
+
+func (x *OverloadAction) GetMinScale() uint32 {
+	if x != nil {
+		return x.MinScale
 	}
 	return 0
 }
@@ -11858,20 +11872,23 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\bOverload\x12.\n" +
 	"\x13refresh_interval_ms\x18\x01 \x01(\x03R\x11refreshIntervalMs\x12(\n" +
 	"\x10max_memory_bytes\x18\x02 \x01(\x04R\x0emaxMemoryBytes\x12;\n" +
-	"\aactions\x18\x03 \x03(\v2!.retinue.config.v1.OverloadActionR\aactions\"\x87\x03\n" +
+	"\aactions\x18\x03 \x03(\v2!.retinue.config.v1.OverloadActionR\aactions\"\xd4\x03\n" +
 	"\x0eOverloadAction\x12:\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.retinue.config.v1.OverloadAction.KindR\x04kind\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\rR\x06memory\x12 \n" +
 	"\vdescriptors\x18\x03 \x01(\rR\vdescriptors\x12 \n" +
 	"\vconnections\x18\x04 \x01(\rR\vconnections\x12\x18\n" +
 	"\ascaling\x18\x05 \x01(\rR\ascaling\x12\x18\n" +
-	"\arelease\x18\x06 \x01(\rR\arelease\"\xa8\x01\n" +
+	"\arelease\x18\x06 \x01(\rR\arelease\x12\x1b\n" +
+	"\tmin_scale\x18\a \x01(\rR\bminScale\"\xd8\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bKIND_DISABLE_HTTP_KEEPALIVE\x10\x01\x12 \n" +
 	"\x1cKIND_STOP_ACCEPTING_REQUESTS\x10\x02\x12$\n" +
 	" KIND_REJECT_INCOMING_CONNECTIONS\x10\x03\x12!\n" +
-	"\x1dKIND_RESET_HIGH_MEMORY_STREAM\x10\x04\"7\n" +
+	"\x1dKIND_RESET_HIGH_MEMORY_STREAM\x10\x04\x12\x18\n" +
+	"\x14KIND_REDUCE_TIMEOUTS\x10\x05\x12\x14\n" +
+	"\x10KIND_SHRINK_HEAP\x10\x06\"7\n" +
 	"\aAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\"\xdc\x03\n" +
