@@ -265,8 +265,8 @@ func TestRealm(t *testing.T) {
 	c := x.client()
 	c.send("GET /a\"b" + strings.Repeat("x", 300) + "?access_token=secret HTTP/1.1\r\nHost: shop\r\n\r\n")
 	c.hears(`WWW-Authenticate: Bearer realm="http://shop/a%22b`+strings.Repeat("x", 256-len("http://shop/a%22b"))+`", error="invalid_token"`+"\r\n", "\r\n\r\nJwt is not")
-	if bytes.Contains(c.got, []byte("secret")) {
-		t.Errorf("%q", c.got)
+	if bytes.Contains(c.got, []byte("secret")) || strings.Contains(x.last().path, "secret") {
+		t.Errorf("%q, and logged %q", c.got, x.last().path)
 	}
 }
 
@@ -356,6 +356,36 @@ func TestJWTWaitsForKeys(t *testing.T) {
 		p.Settle(0)
 		x.turn()
 	})
+}
+
+// So many streams wait in a worker, and not one more.
+func TestJWTWaitingIsBounded(t *testing.T) {
+	a := newIssuer(t, "a")
+	g, p := remote(t)
+	s := newSim(t, defaults(), g.built.HTTP)
+	request := []byte("GET / HTTP/1.1\r\nHost: shop\r\nAuthorization: Bearer " + a.token(`{"sub":"ann"}`) + "\r\n\r\n")
+	const most = 1024
+	s.net.MaxFD = 2 * most
+	for range most {
+		s.client().Send(request)
+	}
+	for range 20 {
+		s.turn()
+	}
+	if n := g.counted(counters.JWTDenied); n != 0 {
+		t.Fatalf("%d refused", n)
+	}
+	s.client().Send(request)
+	s.turn()
+	if n := g.counted(counters.JWTDenied); n != 1 {
+		t.Errorf("%d refused of one too many", n)
+	}
+	p.Fail()
+	p.Settle(0)
+	s.turn()
+	if n := g.counted(counters.JWTDenied); n != most+1 {
+		t.Errorf("%d refused at the end", n)
+	}
 }
 
 // Keys rotate: what the one before has signed is refused from then on, though it was verified.

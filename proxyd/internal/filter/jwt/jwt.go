@@ -341,10 +341,15 @@ func (f *Filter) pass(s *stream.Stream) {
 	}
 }
 
-// refuse answers for a request without what is required.
+// refuse answers for a request without what is required. Its tokens, which may be good elsewhere, do not get into an access log.
 func (f *Filter) refuse(s *stream.Stream, st status) {
 	f.cells[s.Worker.ID][counters.JWTDenied]++
 	mine := &f.workers[s.Worker.ID]
+	for _, p := range f.providers {
+		if !p.forward {
+			mine.text = remove(p.places, &s.Request, mine.text)
+		}
+	}
 	mine.text = append(appendURL(append(mine.text[:0], `Bearer realm="`...), &s.Request), '"')
 	if st != missing {
 		mine.text = append(mine.text, `, error="invalid_token"`...)
