@@ -20,6 +20,10 @@ func (c *compiler) stats(n *schema.Node) {
 		if !ok {
 			return
 		}
+		if strings.HasPrefix(address, "unix:") {
+			c.diags.Report(diag.InvalidAddress, v.Range, "Metrics on a unix socket", "Metrics and the dashboard are for browsers and scrapers, which ask by TCP: write \"127.0.0.1:9902\", or \"off\".")
+			return
+		}
 		listen = address
 		c.claim(address, v.Range)
 		if ap, err := netip.ParseAddrPort(address); err == nil && !ap.Addr().IsLoopback() {

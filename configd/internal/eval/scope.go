@@ -309,6 +309,11 @@ func (s *Scope) knownName(t hcl.Traversal) bool {
 		} else if len(t) == 1 {
 			hint = fmt.Sprintf(" A text is written in quotes: %q.", root)
 		}
+		for i, known := range roots {
+			if known == schema.FilterKind {
+				roots[i] += ".TYPE"
+			}
+		}
 		s.diags.Report(diag.UnknownVariable, at, "Unknown name", "Nothing is called %q here; expressions may use %s.NAME.%s", root, strings.Join(roots, ".NAME, "), hint)
 	}
 	return false

@@ -9,7 +9,7 @@ func statsBlock() *Block {
   push "otlp" { endpoint = "http://127.0.0.1:4318" }
 }`,
 		Attrs: []Attr{
-			{Name: "listen", Kind: String, Default: "127.0.0.1:9902", MaxLen: 255, Doc: "address, or \"off\". There is no authentication."},
+			{Name: "listen", Kind: String, Default: "127.0.0.1:9902", MaxLen: 255, Doc: "address (TCP), or \"off\". There is no authentication."},
 			{Name: "max_series", Kind: Int, Default: 20_000, Min: 1, Max: 200_000, Doc: "series of one name that are told apart. Clusters and listeners beyond it are counted together in one series whose labels are `__other__`."},
 		},
 		Blocks: []Nested{{Block: pushBlock(), Many: true}},
