@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,7 +45,7 @@ cluster "dns" {
   }
 }
 cluster "fixed" { endpoints = [%q] }
-stats { listen = "off" }
+stats { listen = "127.0.0.1:0" }
 `
 
 // names is a name server that answers every question for an A record with one address, or fails.
@@ -122,6 +124,26 @@ func namedServer(t *testing.T, name, address string, connections *atomic.Int64) 
 	return l.Addr().String()
 }
 
+// looks are the counters of discovery, by cluster and name.
+func looks(c *http.Client, stats string) (map[string]map[string]float64, error) {
+	r, err := c.Get("http://" + stats + "/metrics?match=cluster_update_")
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	out := map[string]map[string]float64{}
+	for _, m := range looksLine.FindAllStringSubmatch(string(b), -1) {
+		if out[m[2]] == nil {
+			out[m[2]] = map[string]float64{}
+		}
+		out[m[2]][strings.TrimSuffix(m[1], "_total")], _ = strconv.ParseFloat(m[3], 64)
+	}
+	return out, err
+}
+
+var looksLine = regexp.MustCompile(`(?m)^retinue_cluster_update_(\w+)\{cluster="(\w+)"\} (\S+)$`)
+
 // TestDiscovery has endpoints that come and go, by file and by name, while configuration and other pools stay.
 func TestDiscovery(t *testing.T) {
 	var fixedConnections atomic.Int64
@@ -198,6 +220,22 @@ func TestDiscovery(t *testing.T) {
 			t.Errorf("%s after a failed look: %q", path, got)
 		}
 	}
+	s.Eventually("the looks are counted", func() error {
+		counted, err := looks(c, statsAddress(s))
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{"file", "dns"} {
+			n := counted[name]
+			if n["success"] < 2 || n["failure"] == 0 || n["success_unix_time_seconds"] == 0 || n["attempt"] != n["success"]+n["failure"]+n["empty"] {
+				return fmt.Errorf("cluster %s: %v", name, n)
+			}
+		}
+		if counted["file"]["no_rebuild"] != 0 || counted["fixed"] != nil {
+			return fmt.Errorf("%v", counted)
+		}
+		return nil
+	})
 
 	// A configd that knows nothing takes nothing away, and a generation that starts meanwhile has what was found last.
 	s.Kill("configd")

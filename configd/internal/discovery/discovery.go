@@ -8,6 +8,7 @@ package discovery
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"slices"
@@ -43,6 +44,13 @@ type task struct {
 	version   uint64
 	failure   string
 	since     time.Time // of the failure
+	tally
+}
+
+// tally counts the looks of a cluster; it outlives a change of how is looked.
+type tally struct {
+	successes, failures, empties, noRebuilds uint64
+	succeeded                                time.Time
 }
 
 // look is the outcome of one look.
@@ -81,10 +89,12 @@ func Of(objects []*configv1.Object) map[string]*configv1.Discovery {
 func (t *Table) Set(wanted map[string]*configv1.Discovery) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	counted := map[string]tally{}
 	for name, task := range t.tasks {
 		if d := wanted[name]; d == nil || !proto.Equal(d, task.spec) {
 			task.cancel()
 			delete(t.tasks, name)
+			counted[name] = task.tally
 		}
 	}
 	for name, d := range wanted {
@@ -92,7 +102,7 @@ func (t *Table) Set(wanted map[string]*configv1.Discovery) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		task := &task{cluster: name, spec: d, cancel: cancel, first: make(chan struct{})}
+		task := &task{cluster: name, spec: d, cancel: cancel, first: make(chan struct{}), tally: counted[name]}
 		t.tasks[name] = task
 		go t.run(ctx, task)
 	}
@@ -155,6 +165,15 @@ func (t *Table) run(ctx context.Context, task *task) {
 func (t *Table) take(task *task, got look) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	switch {
+	case errors.Is(got.err, errNothing):
+		task.empties++
+	case got.err != nil:
+		task.failures++
+	case got.endpoints != nil:
+		task.successes++
+		task.succeeded = t.now()
+	}
 	if got.err != nil {
 		if text := got.err.Error(); text != task.failure {
 			task.failure, task.since = text, t.now()
@@ -171,6 +190,7 @@ func (t *Table) take(task *task, got look) {
 	}
 	found := normal(got.endpoints)
 	if slices.EqualFunc(found, task.endpoints, func(a, b *configv1.Endpoint) bool { return proto.Equal(a, b) }) {
+		task.noRebuilds++
 		return
 	}
 	t.log.Info("endpoints changed", "cluster", task.cluster, "endpoints", len(found), "before", len(task.endpoints))
@@ -214,7 +234,13 @@ func (t *Table) Status() []*configv1.DiscoveryStatus {
 	defer t.mu.Unlock()
 	var out []*configv1.DiscoveryStatus
 	for _, task := range t.tasks {
-		s := &configv1.DiscoveryStatus{Cluster: task.cluster, Endpoints: uint32(len(task.endpoints)), Failure: task.failure}
+		s := &configv1.DiscoveryStatus{
+			Cluster: task.cluster, Endpoints: uint32(len(task.endpoints)), Failure: task.failure,
+			Successes: task.successes, Failures: task.failures, Empties: task.empties, NoRebuilds: task.noRebuilds,
+		}
+		if !task.succeeded.IsZero() {
+			s.LastSuccessUnixMs = task.succeeded.UnixMilli()
+		}
 		if task.failure != "" {
 			s.FailingSinceUnixMs = task.since.UnixMilli()
 		}

@@ -304,6 +304,43 @@ func TestLastGoodStays(t *testing.T) {
 	}
 }
 
+// TestLooksAreCounted by how they ended; what is looked for may change meanwhile.
+func TestLooksAreCounted(t *testing.T) {
+	steps := make(chan look)
+	table := quiet(t, func(*configv1.Discovery) look { return <-steps })
+	clock := time.UnixMilli(1_000)
+	table.now = func() time.Time { return clock }
+	found := func(address string) look { return look{endpoints: []*configv1.Endpoint{{Address: address, Weight: 1}}} }
+	nothing := look{err: fmt.Errorf("target x: %w", errNothing)}
+	table.Set(map[string]*configv1.Discovery{"api": file("x")})
+	for _, l := range []look{{err: errors.New("no answer")}, nothing, found("a:1"), found("a:1"), found("b:1"), {}, {err: errors.New("no answer"), again: time.Hour}} {
+		steps <- l
+	}
+	told := func(want *configv1.DiscoveryStatus) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+			got := table.Status()
+			if len(got) == 1 && proto.Equal(got[0], want) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("told %v, want %v", got, want)
+			}
+		}
+	}
+	want := &configv1.DiscoveryStatus{
+		Cluster: "api", Endpoints: 1, Failure: "no answer", FailingSinceUnixMs: 1_000,
+		Successes: 3, Failures: 2, Empties: 1, NoRebuilds: 1, LastSuccessUnixMs: 1_000,
+	}
+	told(want)
+	table.Set(map[string]*configv1.Discovery{"api": file("y")})
+	last := found("c:1")
+	last.again = time.Hour
+	steps <- last
+	want.Failure, want.FailingSinceUnixMs, want.Successes = "", 0, 4
+	told(want)
+}
+
 // TestSetKeepsWhatStays changes one of two discoveries.
 func TestSetKeepsWhatStays(t *testing.T) {
 	var mu sync.Mutex

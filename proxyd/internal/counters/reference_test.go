@@ -60,8 +60,8 @@ func reference() string {
 
 What proxyd counts, as statsd shows it on ` + "`/metrics`" + `, pushes it, and ` + "`retinue stats`" + ` prints it. Names are Envoy's, with our prefix. Counters
 never fall, whatever is upgraded, restarted or killed; a gauge is the sum of what the living processes say. Histograms
-of times are in milliseconds: classic ones, and native ones for a Prometheus that asks for protobuf. statsd's own series are in
-[its README](../../statsd/README.md#its-own-series).
+of times are in milliseconds: classic ones, and native ones for a Prometheus that asks for protobuf. statsd's own series, and
+those of configd's look-ups of endpoints (` + "`retinue_cluster_update_*`" + `), are in [its README](../../statsd/README.md#its-own-series).
 
 Of each schema at most ` + "`stats { max_series }`" + ` groups have series of their own; the rest are added up in one whose labels are ` + "`__other__`" + `,
 and ` + "`retinue_statsd_series_dropped_total`" + ` says how many they are. A series that no snapshot of a living process names is hidden after an hour.

@@ -242,16 +242,51 @@ func (s *Server) own(scrapes uint64) []exposition.Own {
 			counter("statsd_spans_requests_failed_total", "requests with spans that failed; most are tried again", t.Failed),
 			counter("statsd_spans_requests_dropped_total", "requests with spans given up: refused for good, or pushed out of the queue", t.Dropped))
 	}
-	for _, schema := range slices.Sorted(maps.Keys(u.Others)) {
-		o := counter("statsd_series_dropped_total", "clusters, listeners and the like beyond max_series, which are counted in the series __other__", uint64(u.Others[schema]))
+	looks := s.suite.Discovery(context.Background())
+	dropped := maps.Clone(u.Others)
+	if n := len(looks) - mostDiscoveries; n > 0 {
+		looks = looks[:mostDiscoveries]
+		if dropped == nil {
+			dropped = map[string]int{}
+		}
+		dropped["cluster_update"] = n
+	}
+	for _, schema := range slices.Sorted(maps.Keys(dropped)) {
+		o := counter("statsd_series_dropped_total", "clusters, listeners and the like beyond max_series, which are counted in the series __other__", uint64(dropped[schema]))
 		o.Labels = []region.Label{{Name: "schema", Value: schema}}
 		own = append(own, o)
 	}
 	for _, m := range s.suite.Plugins(context.Background()) {
 		own = append(own, pluginMetric(m))
 	}
+	for _, d := range looks {
+		own = append(own, discovery(d)...)
+	}
 	slices.SortStableFunc(own, func(a, b exposition.Own) int { return strings.Compare(a.Name, b.Name) })
 	return s.pushed(own)
+}
+
+// mostDiscoveries bounds the clusters whose look-ups have series.
+const mostDiscoveries = 10_000
+
+// discovery are the series of the look-ups that configd makes for one cluster. Envoy's names, but for the last one.
+func discovery(d *configv1.DiscoveryStatus) []exposition.Own {
+	var own []exposition.Own
+	add := func(name, help string, kind region.Kind, v float64) {
+		own = append(own, exposition.Own{
+			Name: exposition.Prefix + "cluster_" + name, Help: help, Kind: kind, Labels: []region.Label{{Name: "cluster", Value: d.GetCluster()}}, Value: v,
+		})
+	}
+	count := func(name, help string, v uint64) { add(name+"_total", help, region.Counter, float64(v)) }
+	count("update_attempt", "looks for the cluster's endpoints, by name or in a file that changed", d.GetSuccesses()+d.GetFailures()+d.GetEmpties())
+	count("update_success", "looks that found endpoints", d.GetSuccesses())
+	count("update_failure", "looks that failed; the endpoints found last stay", d.GetFailures())
+	count("update_empty", "looks that were answered with no endpoint; those found last stay", d.GetEmpties())
+	count("update_no_rebuild", "looks that found the same endpoints", d.GetNoRebuilds())
+	if at := d.GetLastSuccessUnixMs(); at > 0 {
+		add("update_success_unix_time_seconds", "when endpoints were found last", region.Gauge, float64(at)/1000)
+	}
+	return own
 }
 
 // pluginMetric is a series of a plugin's own. Kind and name go together, so that two plugins never disagree about a family.

@@ -62,6 +62,29 @@ type Siblings struct {
 		asked time.Time
 		list  []*restartv1.PluginMetric
 	}
+	discovery struct {
+		mu    sync.Mutex
+		asked time.Time
+		list  []*configv1.DiscoveryStatus
+	}
+}
+
+// Discovery is how the look-ups of endpoints went, by cluster; nothing while configd does not answer.
+func (s *Siblings) Discovery(ctx context.Context) []*configv1.DiscoveryStatus {
+	d := &s.discovery
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.asked.IsZero() && s.now().Sub(d.asked) < freshness {
+		return d.list
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	reply, err := configv1.NewConfigClient(s.configd).Status(ctx, &configv1.StatusRequest{})
+	d.list, d.asked = reply.GetDiscovery(), s.now()
+	if err != nil {
+		d.list = nil
+	}
+	return d.list
 }
 
 // Plugins are the plugins' own metrics, none while restartd does not answer.

@@ -10879,8 +10879,14 @@ type DiscoveryStatus struct {
 	Endpoints          uint32                 `protobuf:"varint,2,opt,name=endpoints,proto3" json:"endpoints,omitempty"` // found last
 	Failure            string                 `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`      // of the last look; "" for none
 	FailingSinceUnixMs int64                  `protobuf:"varint,4,opt,name=failing_since_unix_ms,json=failingSinceUnixMs,proto3" json:"failing_since_unix_ms,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Looks since configd began, by how they ended; one that found the file unchanged is none. Envoy's update_attempt and the like.
+	Successes         uint64 `protobuf:"varint,5,opt,name=successes,proto3" json:"successes,omitempty"`
+	Failures          uint64 `protobuf:"varint,6,opt,name=failures,proto3" json:"failures,omitempty"`
+	Empties           uint64 `protobuf:"varint,7,opt,name=empties,proto3" json:"empties,omitempty"`                                                  // answered, with no endpoint: what was found last stays
+	NoRebuilds        uint64 `protobuf:"varint,8,opt,name=no_rebuilds,json=noRebuilds,proto3" json:"no_rebuilds,omitempty"`                          // of the successes: those that changed nothing
+	LastSuccessUnixMs int64  `protobuf:"varint,9,opt,name=last_success_unix_ms,json=lastSuccessUnixMs,proto3" json:"last_success_unix_ms,omitempty"` // 0: none yet
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *DiscoveryStatus) Reset() {
@@ -10937,6 +10943,41 @@ func (x *DiscoveryStatus) GetFailure() string {
 func (x *DiscoveryStatus) GetFailingSinceUnixMs() int64 {
 	if x != nil {
 		return x.FailingSinceUnixMs
+	}
+	return 0
+}
+
+func (x *DiscoveryStatus) GetSuccesses() uint64 {
+	if x != nil {
+		return x.Successes
+	}
+	return 0
+}
+
+func (x *DiscoveryStatus) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *DiscoveryStatus) GetEmpties() uint64 {
+	if x != nil {
+		return x.Empties
+	}
+	return 0
+}
+
+func (x *DiscoveryStatus) GetNoRebuilds() uint64 {
+	if x != nil {
+		return x.NoRebuilds
+	}
+	return 0
+}
+
+func (x *DiscoveryStatus) GetLastSuccessUnixMs() int64 {
+	if x != nil {
+		return x.LastSuccessUnixMs
 	}
 	return 0
 }
@@ -12693,12 +12734,18 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\vconfig_path\x18\a \x01(\tR\n" +
 	"configPath\x12@\n" +
 	"\tdiscovery\x18\b \x03(\v2\".retinue.config.v1.DiscoveryStatusR\tdiscovery\x12<\n" +
-	"\adrained\x18( \x03(\v2\".retinue.config.v1.DrainedEndpointR\adrained\"\x96\x01\n" +
+	"\adrained\x18( \x03(\v2\".retinue.config.v1.DrainedEndpointR\adrained\"\xbc\x02\n" +
 	"\x0fDiscoveryStatus\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tendpoints\x18\x02 \x01(\rR\tendpoints\x12\x18\n" +
 	"\afailure\x18\x03 \x01(\tR\afailure\x121\n" +
-	"\x15failing_since_unix_ms\x18\x04 \x01(\x03R\x12failingSinceUnixMs\"\x89\x01\n" +
+	"\x15failing_since_unix_ms\x18\x04 \x01(\x03R\x12failingSinceUnixMs\x12\x1c\n" +
+	"\tsuccesses\x18\x05 \x01(\x04R\tsuccesses\x12\x1a\n" +
+	"\bfailures\x18\x06 \x01(\x04R\bfailures\x12\x18\n" +
+	"\aempties\x18\a \x01(\x04R\aempties\x12\x1f\n" +
+	"\vno_rebuilds\x18\b \x01(\x04R\n" +
+	"noRebuilds\x12/\n" +
+	"\x14last_success_unix_ms\x18\t \x01(\x03R\x11lastSuccessUnixMs\"\x89\x01\n" +
 	"\n" +
 	"LastReload\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x17\n" +
