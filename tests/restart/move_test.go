@@ -130,6 +130,7 @@ func TestStreamsMoveOverUpgrades(t *testing.T) {
 		n, err = counted(c, stop)
 		done <- err
 	}()
+	s.AwaitStat(1, "retinue_listener_downstream_cx_total", "listener=tcp") // the session begins when it is accepted
 	began := time.Now()
 	upgrades(t, s, many())
 	lasted := time.Since(began)

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os/exec"
@@ -27,9 +28,11 @@ type series struct {
 
 func (s *Suite) query(match string) ([]series, error) {
 	cmd := exec.Command(Binary(s.t, "retinue"), "stats", "--json", "--match", match, "--dir", s.Dir)
+	var told bytes.Buffer
+	cmd.Stderr = &told
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("retinue stats: %w: %s", err, out)
+		return nil, fmt.Errorf("retinue stats: %w: %s%s", err, out, told.String())
 	}
 	var reply struct{ Series []series }
 	if err := json.Unmarshal(out, &reply); err != nil {
@@ -72,10 +75,11 @@ func (one *series) has(labels []string) bool {
 // Counters are all series that only ever grow, by name and labels. proxyd's alone: the other daemons' own begin with them.
 func (s *Suite) Counters() map[string]float64 {
 	s.t.Helper()
-	all, err := s.query("")
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	var all []series
+	s.Eventually("the counters are told", func() (err error) { // statsd may have been killed a moment ago
+		all, err = s.query("")
+		return err
+	})
 	out := map[string]float64{}
 	for _, one := range all {
 		if one.Kind != "KIND_GAUGE" {

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -68,7 +69,7 @@ func (sh *shell) status() error {
 	})
 	proxies := map[uint64]*proxyv1.StatusReply{}
 	for _, g := range restart.GetGenerations() {
-		if g.GetState() == restartv1.State_STATE_GONE || g.GetState() == restartv1.State_STATE_FAILED {
+		if over(g.GetState()) {
 			continue
 		}
 		name := fmt.Sprintf("proxyd-%d", g.GetNumber())
@@ -85,6 +86,9 @@ func (sh *shell) status() error {
 			return err
 		})
 	}
+	if again := sh.endedMeanwhile(ctx, restart, down); again != nil {
+		restart = again
+	}
 	if len(down) == 3 && !sh.json && config == nil && restart == nil && stats == nil && sh.absent() {
 		return sh.noSuite()
 	}
@@ -99,6 +103,34 @@ func (sh *shell) status() error {
 		return errReported
 	}
 	return nil
+}
+
+func over(s restartv1.State) bool {
+	return s == restartv1.State_STATE_GONE || s == restartv1.State_STATE_FAILED
+}
+
+// endedMeanwhile asks restartd again when a generation did not answer: one that has drained and ended since restartd was asked is not down.
+// It answers restartd's new word, or nil where nothing has changed.
+func (sh *shell) endedMeanwhile(ctx context.Context, restart *restartv1.StatusReply, down map[string]error) *restartv1.StatusReply {
+	silent := func(g *restartv1.Generation) bool { return down[fmt.Sprintf("proxyd-%d", g.GetNumber())] != nil }
+	if !slices.ContainsFunc(restart.GetGenerations(), silent) {
+		return nil
+	}
+	conn, err := sh.dial("restartd")
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	again, err := restartv1.NewRestartClient(conn).Status(ctx, &restartv1.StatusRequest{})
+	if err != nil {
+		return nil
+	}
+	for _, g := range again.GetGenerations() {
+		if over(g.GetState()) {
+			delete(down, fmt.Sprintf("proxyd-%d", g.GetNumber()))
+		}
+	}
+	return again
 }
 
 func (sh *shell) statusJSON(config *configv1.StatusReply, restart *restartv1.StatusReply, stats *statsv1.StatusReply, proxies map[uint64]*proxyv1.StatusReply, down map[string]error) error {
