@@ -120,7 +120,7 @@ type compiler struct {
 	selectors map[string][]string // of clusters: the keys of their subsets, joined
 	http1     map[string]bool     // clusters that speak nothing else
 	traces    *schema.Node        // the block that says where spans go; nil: nowhere
-	providers map[string]*configv1.JwtProvider
+	providers map[string]jwtProvider
 	secure    map[string]bool // clusters with TLS
 	objects   int
 }

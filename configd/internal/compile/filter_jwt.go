@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hashicorp/hcl/v2"
+
 	"retinue.dev/libs/jwk"
 	configv1 "retinue.dev/services/api/config/v1"
 
@@ -13,12 +15,18 @@ import (
 	"retinue.dev/configd/internal/secret"
 )
 
+// jwtProvider is a provider, and where its file of keys is named.
+type jwtProvider struct {
+	*configv1.JwtProvider
+	file hcl.Range
+}
+
 // jwtProviders compiles the providers, which are parts of the filters that name them.
 func (c *compiler) jwtProviders(nodes []*schema.Node) {
-	c.providers = map[string]*configv1.JwtProvider{}
+	c.providers = map[string]jwtProvider{}
 	for _, n := range nodes {
 		c.objects++
-		c.within(n, func() { c.providers[n.Label] = c.jwtProvider(n) })
+		c.within(n, func() { c.providers[n.Label] = jwtProvider{c.jwtProvider(n), n.Range("jwks_file")} })
 	}
 }
 
@@ -170,12 +178,12 @@ func (c *compiler) jwtFilter(n *schema.Node, f *configv1.Filter) {
 		for _, name := range c.refs(n.List(attr)) {
 			list = append(list, &configv1.JwtRequirement{Provider: name, Audiences: audiences})
 			p := c.providers[name]
-			if p == nil || seen[name] {
+			if p.JwtProvider == nil || seen[name] {
 				continue
 			}
 			seen[name] = true
-			c.out.Mark(schema.FilterKind, f.GetName(), secret.KeySetField(len(j.Providers)), c.place(n.Range(attr)))
-			j.Providers = append(j.Providers, p)
+			c.out.Mark(schema.FilterKind, f.GetName(), secret.KeySetField(len(j.Providers)), c.place(p.file))
+			j.Providers = append(j.Providers, p.JwtProvider)
 		}
 		return list
 	}
