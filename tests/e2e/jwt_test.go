@@ -381,6 +381,20 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 	if response, got, _ := st.over(t, false, "GET", "/all", with(hs), ""); response.StatusCode != 401 {
 		t.Errorf("a token of the keys before is answered %d: %q", response.StatusCode, got)
 	}
+	if err := os.WriteFile(staff, []byte(strings.Replace(jwtKeySet(t, next), "oct", "none", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	st.Eventually("a file that is of no use", func() error {
+		for line := range strings.Lines(st.Log()) {
+			if strings.Contains(line, "a changed secret is not taken") && strings.Contains(line, `test.hcl:13:`) && strings.Contains(line, "no key for signatures") {
+				return nil
+			}
+		}
+		return errors.New("nobody says so")
+	})
+	if response, got, _ := st.over(t, false, "GET", "/all", with(next), ""); response.StatusCode != 200 {
+		t.Errorf("the last keys are gone: %q", got)
+	}
 	for _, secret := range []string{hs.jwk["k"], next.jwk["k"]} {
 		if strings.Contains(st.Log(), secret) {
 			t.Error("a secret is in a log")
