@@ -350,6 +350,10 @@ func TestMirrorNeverHurts(t *testing.T) {
 					t.Fatalf("request %d: status %d, %d bytes, %v", i, response.StatusCode, len(got), errors.Join(err))
 				}
 			}
+			s.AwaitStat(10, "retinue_cluster_shadow_total", "cluster=shadow")
+			if name == "stalls" {
+				s.AwaitStat(10, "retinue_cluster_shadow_given_up", "cluster=shadow")
+			}
 		})
 	}
 }
