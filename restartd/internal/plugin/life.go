@@ -160,7 +160,7 @@ func (m *Manager) drain(g *instance, limit time.Duration) {
 	}
 	g.State, g.Canary = stateDraining, 0
 	m.dirty = true
-	control, p, id := g.control, g.process, g.ConfigID
+	control, p, id, number := g.control, g.process, g.ConfigID, generationOf{g.plugin.name, g.Number}
 	go func() {
 		over := time.After(limit)
 		tick := time.NewTicker(200 * time.Millisecond)
@@ -181,6 +181,7 @@ func (m *Manager) drain(g *instance, limit time.Duration) {
 				idle = 0
 			}
 		}
+		m.countLast(number, control)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_, _ = control.Retire(ctx, &filterv1.RetireRequest{ConfigId: id}) // it ends anyway
 		cancel()

@@ -125,6 +125,7 @@ func New(opt Options) (*Manager, error) {
 		return nil, err
 	}
 	m.recover()
+	m.readTotals()
 	return m, m.save()
 }
 

@@ -340,6 +340,49 @@ func TestMetrics(t *testing.T) {
 	if got, want := read(), "p.calls=10/false p.open=2/true"; got != want {
 		t.Errorf("after a crash: %s, want %s", got, want)
 	}
+
+	// A generation that drains is asked once more; then restartd ends, and the next one goes on.
+	before := serving(r.until("serving", one))
+	r.apply(object(`{"mode":"other"}`, nil))
+	r.until("the new one serves and the old one is gone", func(p *restartv1.Plugin) bool { return one(p) && !alive(before.GetPid()) })
+	abandoned := r.Manager
+	_ = abandoned.call(func() {
+		for _, p := range abandoned.plugins {
+			p.wanted = false // else it would start a successor when the process ends
+		}
+	})
+	r.start()
+	r.until("adopted", one)
+	if got, want := read(), "p.calls=15/false p.open=2/true"; got != want {
+		t.Errorf("after a restart of restartd: %s, want %s", got, want)
+	}
+	for _, damage := range []string{"", "{", `{"version":9}`, `{"version":1,"total":{"p":{"calls":-1}}}`, `{"version":1,"total":{"p":null}}`} {
+		if err := os.WriteFile(r.totalsPath(), []byte(damage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.tally.total, r.tally.seen, r.tally.kept = nil, nil, nil
+		r.readTotals()
+		if got, want := read(), "p.calls=5/false p.open=2/true"; got != want {
+			t.Errorf("with %q for a file: %s, want what the living have counted, %s", damage, got, want)
+		}
+	}
+}
+
+func FuzzTotals(f *testing.F) {
+	f.Add([]byte(`{"version":1,"total":{"p":{"calls":5}},"seen":[{"plugin":"p","generation":1,"counters":{"calls":5}}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		total, before, err := parseTotals(b)
+		if err != nil {
+			return
+		}
+		tl := tally{total: total, seen: before}
+		metrics := []*filterv1.Metric{{Name: "calls", Value: 7}}
+		for _, m := range tl.sum(map[string]bool{"p": true}, []asked{{generationOf: generationOf{"p", 1}}}, [][]*filterv1.Metric{metrics}).GetMetrics() {
+			if m.GetValue() < 0 || math.IsNaN(m.GetValue()) {
+				t.Errorf("%v", m)
+			}
+		}
+	})
 }
 
 func TestMetricsAreBounded(t *testing.T) {

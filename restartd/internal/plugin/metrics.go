@@ -30,6 +30,7 @@ type tally struct {
 	reply *restartv1.PluginMetricsReply
 	seen  map[generationOf]map[string]float64 // counters as they were last
 	total map[string]map[string]float64       // by plugin: of all generations there have been
+	kept  []byte                              // what the file holds
 }
 
 type generationOf struct {
@@ -79,7 +80,23 @@ func (m *Manager) Metrics(ctx context.Context) (*restartv1.PluginMetricsReply, e
 	}
 	all.Wait()
 	t.reply, t.asked = t.sum(names, list, answers), time.Now()
+	m.keepTotals()
 	return t.reply, nil
+}
+
+// countLast asks a generation that is about to end what it has counted since somebody wanted to know.
+func (m *Manager) countLast(g generationOf, c controller) {
+	ctx, cancel := context.WithTimeout(context.Background(), metricsTime)
+	defer cancel()
+	r, err := c.Metrics(ctx, &filterv1.MetricsRequest{})
+	if err != nil {
+		return
+	}
+	t := &m.tally
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.count(g, sane(r.GetMetrics()))
+	m.keepTotals()
 }
 
 // sane drops what cannot be a series.
@@ -99,39 +116,47 @@ func sane(list []*filterv1.Metric) (out []*filterv1.Metric) {
 	return out
 }
 
+// count adds what a generation has counted since it was asked last.
+func (t *tally) count(g generationOf, metrics []*filterv1.Metric) {
+	if t.total == nil {
+		t.total, t.seen = map[string]map[string]float64{}, map[generationOf]map[string]float64{}
+	}
+	total := t.total[g.plugin]
+	if total == nil {
+		total = map[string]float64{}
+		t.total[g.plugin] = total
+	}
+	before, now := t.seen[g], map[string]float64{}
+	for _, m := range metrics {
+		name := m.GetName()
+		if _, known := total[name]; m.GetGauge() || !known && len(total) >= maxMetrics {
+			continue
+		}
+		now[name] = max(m.GetValue(), before[name])
+		total[name] += now[name] - before[name]
+	}
+	t.seen[g] = now
+}
+
 // sum adds the generations of each plugin up. What plugins that are none any more have counted is forgotten.
 func (t *tally) sum(plugins map[string]bool, list []asked, answers [][]*filterv1.Metric) *restartv1.PluginMetricsReply {
-	seen, gauges := map[generationOf]map[string]float64{}, map[string]map[string]float64{}
-	if t.total == nil {
-		t.total = map[string]map[string]float64{}
-	}
+	living, gauges := map[generationOf]bool{}, map[string]map[string]float64{}
 	for i, a := range list {
-		before := t.seen[a.generationOf]
-		seen[a.generationOf] = before // what did not answer this time
+		living[a.generationOf] = true
 		if answers[i] == nil {
 			continue
 		}
-		if t.total[a.plugin] == nil {
-			t.total[a.plugin] = map[string]float64{}
-		}
+		t.count(a.generationOf, answers[i])
 		if gauges[a.plugin] == nil {
 			gauges[a.plugin] = map[string]float64{}
 		}
-		now := map[string]float64{}
 		for _, m := range answers[i] {
-			name, v := m.GetName(), m.GetValue()
-			total := t.total[a.plugin]
-			switch _, known := total[name]; {
-			case m.GetGauge():
-				gauges[a.plugin][name] += v
-			case known || len(total) < maxMetrics:
-				now[name] = max(v, before[name])
-				total[name] += now[name] - before[name]
+			if m.GetGauge() {
+				gauges[a.plugin][m.GetName()] += m.GetValue()
 			}
 		}
-		seen[a.generationOf] = now
 	}
-	t.seen = seen
+	maps.DeleteFunc(t.seen, func(g generationOf, _ map[string]float64) bool { return !living[g] })
 	maps.DeleteFunc(t.total, func(plugin string, _ map[string]float64) bool { return !plugins[plugin] })
 	r := &restartv1.PluginMetricsReply{}
 	for _, plugin := range slices.Sorted(maps.Keys(plugins)) {

@@ -2370,8 +2370,8 @@ func (x *PluginMetricsReply) GetMetrics() []*PluginMetric {
 	return nil
 }
 
-// PluginMetric is a plugin's own counter or gauge, summed over its generations. A counter goes on over a swap or a crash and begins
-// anew with restartd.
+// PluginMetric is a plugin's own counter or gauge, summed over its generations. A counter goes on over a swap, a crash and a restart of
+// restartd.
 type PluginMetric struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Plugin        string                 `protobuf:"bytes,1,opt,name=plugin,proto3" json:"plugin,omitempty"`
