@@ -36,6 +36,9 @@ func (c *compiler) balance(cl *configv1.Cluster, n *schema.Node) {
 		cl.OverprovisioningFactor = uint32(n.Int("overprovisioning_factor"))
 	}
 	cl.FailTrafficOnPanic = n.Bool("fail_traffic_on_panic")
+	if cl.HashBalanceFactor = uint32(n.Int("hash_balance_factor")); n.Own("hash_balance_factor") && policy != "ring_hash" && policy != "maglev" && !n.Failed("balance") {
+		c.diags.Report(diag.Exclusive, n.Range("hash_balance_factor"), "Settings of another policy", "hash_balance_factor belongs to balance = \"ring_hash\" and \"maglev\"; this cluster's is %q.", policy)
+	}
 	for _, name := range []string{"ring_hash", "maglev"} {
 		if b := n.Child(name); b != nil && policy != name && !n.Failed("balance") {
 			c.diags.Report(diag.Exclusive, b.DefRange, "Settings of another policy", "%s belongs to balance = %q; this cluster's is %q.", name, name, policy)

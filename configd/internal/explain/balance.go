@@ -34,6 +34,9 @@ func (y *story) balance(c *configv1.Cluster, by choice) {
 	}
 	if consistent {
 		y.tell("balance", "key", key(by.policies), by.at)
+		if f := c.GetHashBalanceFactor(); f > 0 {
+			y.tell("balance", "bounded", fmt.Sprintf("an endpoint has at most %d %% of its fair part", f), y.at("cluster", name, "hash_balance_factor"))
+		}
 	}
 	if text := priorities(c); text != "" {
 		y.tell("balance", "priorities", text, y.at("cluster", name, "endpoints"))

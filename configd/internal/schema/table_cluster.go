@@ -27,6 +27,7 @@ func clusterBlock() *Block {
 			{Name: "panic_threshold", Kind: Percent, Default: "50%", Doc: "when fewer of a priority's endpoints are well, and all priorities together cannot take everything, its ill ones are asked too; whole percents, \"0%\" is never."},
 			{Name: "fail_traffic_on_panic", Kind: Bool, Default: false, Doc: "in panic none is asked instead of all: 503."},
 			{Name: "overprovisioning_factor", Kind: Int, Default: 140, Min: 100, Max: 10_000, Doc: "percent: endpoints can take so much more than their share before the next priority, or the other localities, take some."},
+			{Name: "hash_balance_factor", Kind: Int, Min: 100, Max: 100_000, DefaultDoc: "no bound", Doc: "of ring_hash and maglev, percent: an endpoint that has more requests than so much of its fair part of all, in a worker, is passed over, and its keys go to others, each to the same ones."},
 			{Name: "protocol", Kind: String, Default: "http1", Choices: []string{"http1", "http2", "auto"}, Doc: "what the endpoints speak; \"auto\" asks by ALPN over TLS and is http1 without."},
 			{Name: "connect_timeout", Kind: Duration, Default: "5s", Min: 1, Max: hour, Doc: "new connection to an endpoint."},
 			{Name: "idle_timeout", Kind: Duration, Default: "1h", Min: 1, Max: 30 * day, ZeroOff: true, Doc: "pooled connection without requests; \"0\" is off."},

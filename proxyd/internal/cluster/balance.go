@@ -14,6 +14,9 @@ import (
 // requests under way in proportion to its weight (power of two choices). Consistent hashes look the request's key up in the
 // tables of the host set.
 type Balancer struct {
+	// Busy is the sum of what Choose is told as active; whoever counts that keeps it, for bounded consistent hashes.
+	Busy uint64
+
 	set    *HostSet
 	states []state // beside set.leaves
 }
@@ -103,9 +106,9 @@ func (b *Balancer) Choose(random uint64, active []uint32, c *Choice) (int, Mode)
 	case configv1.Balance_BALANCE_LEAST_REQUEST:
 		i = l.leastRequest(random, active)
 	case configv1.Balance_BALANCE_RING_HASH:
-		i = l.onRing(key, attempt)
+		i = b.bounded(l, l.onRing(key, attempt), key, active)
 	case configv1.Balance_BALANCE_MAGLEV:
-		i = l.inTable(key, attempt)
+		i = b.bounded(l, l.inTable(key, attempt), key, active)
 	default:
 		s := &b.states[chosen.leaf]
 		if l.weights == nil {

@@ -81,6 +81,52 @@ func (l *leaf) buildRing(hosts []weighed, least, most uint64) {
 	}
 }
 
+// bounded passes over a host that has more than its part: consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam,
+// 2018) with Envoy's arithmetic. The others are tried in an order that the key makes, so that a key that must move goes to the same
+// host as long as it can; when all have too much it is the one with the least.
+func (b *Balancer) bounded(l *leaf, home int, key uint64, active []uint32) int {
+	factor := b.set.rule.bound
+	if factor == 0 {
+		return home
+	}
+	total := ((b.Busy+1)*factor + 99) / 100
+	best, least := home, l.load(home, total, active)
+	if least <= 1 {
+		return home
+	}
+	n := uint64(l.n)
+	random := mix(key)
+	at, step := (random&0xffffffff)%n, (random>>32)%n
+	for step = max(step, 1); !coprime(step, n); { // so that every host is met
+		step = step%(n-1) + 1
+	}
+	for range n {
+		if at = (at + step) % n; int(at) == home {
+			continue
+		}
+		load := l.load(int(at), total, active)
+		if load <= 1 {
+			return int(at)
+		}
+		if load < least {
+			best, least = int(at), load
+		}
+	}
+	return best
+}
+
+// load is what a host has of what it may have, of total over all.
+func (l *leaf) load(i int, total uint64, active []uint32) float64 {
+	return float64(active[l.at(i)]) / max(math.Ceil(float64(total)*l.shares[i]), 1)
+}
+
+func coprime(a, b uint64) bool {
+	for b > 0 {
+		a, b = b, a%b
+	}
+	return a == 1
+}
+
 // onRing finds the place of a key. Each further attempt goes one place on.
 func (l *leaf) onRing(key uint64, attempt uint32) int {
 	low, high := 0, len(l.ring)

@@ -200,3 +200,64 @@ func BenchmarkBuildTable(b *testing.B) {
 		})
 	}
 }
+
+// TestBoundedLoads: with a bound no host has more than so much of its fair part, however the keys lie; a key that must move goes to
+// the same host; and where there is room every key is at home.
+func TestBoundedLoads(t *testing.T) {
+	const requests, factor = 2_000, 125
+	for _, policy := range consistent {
+		for _, weighted := range []bool{false, true} {
+			list := many(10)
+			parts := uint64(10)
+			if weighted {
+				list[0].Weight, parts = 6, 15
+			}
+			c := &configv1.Cluster{Balance: policy, HashBalanceFactor: factor}
+			set := hosts(t, c, list)
+			var b Balancer
+			b.Reset(set, 3)
+			active := make([]uint32, len(list))
+			choose := func(key string) int {
+				at, _ := b.Choose(1, active, &Choice{Hash: Hash([]byte(key)), Hashed: true})
+				return at
+			}
+			c.HashBalanceFactor = 0
+			free := homes(t, hosts(t, c, list), 1_000)
+			for i, home := range free {
+				if at := choose(fmt.Sprint("key-", i)); set.Hosts[at].Address != home {
+					t.Fatalf("%v: with nothing under way key %d is not at home", policy, i)
+				}
+			}
+			for i := range requests {
+				key := "hot"
+				if i%3 == 0 {
+					key = fmt.Sprint("key-", i)
+				}
+				at := choose(key)
+				if again := choose(key); again != at {
+					t.Fatalf("%v: the same key is at %d and at %d", policy, at, again)
+				}
+				active[at]++
+				b.Busy++
+				fair := float64((b.Busy*factor+99)/100) * float64(max(list[at].Weight, 1)) / float64(parts)
+				if most := math.Max(math.Ceil(fair), 1) + 1; float64(active[at]) > most {
+					t.Fatalf("%v: host %d has %d of %d requests, at most %.0f are its part", policy, at, active[at], b.Busy, most)
+				}
+			}
+		}
+	}
+}
+
+// TestBoundedEverywhere: when all have too much it is the one with the least.
+func TestBoundedEverywhere(t *testing.T) {
+	set := hosts(t, &configv1.Cluster{Balance: configv1.Balance_BALANCE_MAGLEV, HashBalanceFactor: 100}, many(4))
+	var b Balancer
+	b.Reset(set, 3)
+	active := []uint32{90, 80, 85, 95} // those of hosts that have left count in none
+	b.Busy = 4
+	for i := range 100 {
+		if at, _ := b.Choose(1, active, &Choice{Hash: uint64(i) << 20, Hashed: true}); at != 1 {
+			t.Fatalf("host %d was chosen", at)
+		}
+	}
+}

@@ -45,10 +45,11 @@ func (p *plan) at(key uint64) *cut {
 type leaf struct {
 	hosts      []uint32 // in the set; nil: all of it
 	n          int
-	weights    []uint64 // nil: all the same
-	cumulative []uint64 // running sum of weights, for the random choice
-	ring       []uint64 // of a ring hash
-	table      []uint32 // of a consistent hash
+	weights    []uint64  // nil: all the same
+	cumulative []uint64  // running sum of weights, for the random choice
+	ring       []uint64  // of a ring hash
+	table      []uint32  // of a consistent hash
+	shares     []float64 // of a bounded one: of 1
 }
 
 func (l *leaf) at(i int) int {
@@ -417,6 +418,12 @@ func (a *arranger) leaf(hosts []uint32, n int, weights []float64) leaf {
 			l.buildTable(list, a.rule.maglev)
 		} else {
 			l.buildRing(list, a.rule.ringMin, a.rule.ringMax)
+		}
+		if a.rule.bound > 0 {
+			l.shares = make([]float64, n)
+			for _, h := range list { // whose weights are a sum of 1 by now
+				l.shares[h.host] = h.weight
+			}
 		}
 		return l
 	}

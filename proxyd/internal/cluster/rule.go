@@ -33,6 +33,7 @@ type Rule struct {
 	localities       map[string]uint64 // weights; nil: localities mean nothing
 	ringMin, ringMax uint64
 	maglev           uint64
+	bound            uint64 // percent of its fair part that a host takes by consistent hash; 0: any
 	selectors        []selector
 }
 
@@ -101,7 +102,10 @@ func buildRule(c *configv1.Cluster) (*Rule, error) {
 		Policy: c.GetBalance(), PanicPercent: defaultPanicPercent, Overprovisioning: int(limit(c.GetOverprovisioningFactor(), defaultOverprovisioning)),
 		FailOnPanic: c.GetFailTrafficOnPanic(),
 		ringMin:     c.GetRingHash().GetMinSize(), ringMax: c.GetRingHash().GetMaxSize(),
-		maglev: limit(c.GetMaglev().GetTableSize(), defaultMaglev),
+		maglev: limit(c.GetMaglev().GetTableSize(), defaultMaglev), bound: uint64(c.GetHashBalanceFactor()),
+	}
+	if r.bound > 0 && r.bound < 100 {
+		return nil, fmt.Errorf("hash_balance_factor: %d %% are less than the mean, which somebody has", r.bound)
 	}
 	if c.PanicThresholdPercent != nil {
 		r.PanicPercent = int(min(c.GetPanicThresholdPercent(), 100))

@@ -1,6 +1,10 @@
 package control
 
-import "retinue.dev/proxyd/internal/counters"
+import (
+	"strings"
+
+	"retinue.dev/proxyd/internal/counters"
+)
 
 // retireSeries tells statsd what the snapshot in force does not name any more.
 func (s *Server) retireSeries() {
@@ -14,6 +18,13 @@ func (s *Server) retireSeries() {
 		}
 	}
 	for _, o := range current.Objects {
+		if f := o.GetFilter(); f != nil {
+			kind, name, _ := strings.Cut(f.GetName(), ".")
+			named.Filters = append(named.Filters, [2]string{kind, name})
+			for _, p := range f.GetJwt().GetProviders() {
+				named.Filters = append(named.Filters, [2]string{"jwt_provider", p.GetName()})
+			}
+		}
 		if h := o.GetHttp(); h != nil {
 			named.HTTP = append(named.HTTP, h.GetStatPrefix())
 		}

@@ -420,8 +420,17 @@ func (s *Set) declare(ctx context.Context, groups []*statsv1.Group) (*statsv1.De
 	return reply, err
 }
 
-// Named is what a snapshot names.
-type Named struct{ Clusters, HTTP, Listeners, TCP []string }
+// Named is what a snapshot names; filters, and what they share, by type and name.
+type Named struct {
+	Clusters, HTTP, Listeners, TCP []string
+	Filters                        [][2]string
+}
+
+// filterSchema finds the schema of a type of filters by its name; false where the type counts nothing.
+func filterSchema(kind string) (int, bool) {
+	i := slices.IndexFunc(Schemas[schemaRateLimit:], func(s *statsv1.Schema) bool { return s.GetName() == kind })
+	return schemaRateLimit + i, i >= 0
+}
 
 // Retire tells statsd which of the groups that were named once are not any more; it hides them in an hour. Handles stay
 // good, for streams that still count there.
@@ -437,15 +446,18 @@ func (s *Set) Retire(ctx context.Context, named Named) error {
 			keep[want(schema, "", name).key] = true
 		}
 	}
+	for _, f := range named.Filters {
+		if schema, counts := filterSchema(f[0]); counts {
+			keep[want(schema, "", f[1]).key] = true
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var gone []*group
 	for key, g := range s.known {
-		switch g.schema {
-		case schemaCluster, schemaHTTP, schemaListener, schemaTCP:
-			if !keep[key] && !g.retired && g.epoch != 0 {
-				gone = append(gone, g)
-			}
+		of := g.schema
+		if listed := of == schemaCluster || of == schemaHTTP || of == schemaListener || of == schemaTCP || of >= schemaRateLimit; listed && !keep[key] && !g.retired && g.epoch != 0 {
+			gone = append(gone, g)
 		}
 	}
 	for list := range slices.Chunk(gone, batch) {

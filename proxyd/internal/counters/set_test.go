@@ -141,6 +141,24 @@ func TestRetire(t *testing.T) {
 	}
 }
 
+// TestRetireFilters: filters go by type and name, as the configuration names them.
+func TestRetireFilters(t *testing.T) {
+	s := newStatsd(t)
+	set := newTestSet(s)
+	ctx := t.Context()
+	set.IPs(ctx, []string{"office"})
+	set.RBACs(ctx, []string{"office", "staff"})
+	set.JwtProviders(ctx, []string{"login"})
+	all := Named{Filters: [][2]string{{"ip", "office"}, {"rbac", "office"}, {"rbac", "staff"}, {"jwt_provider", "login"}, {"header", "counts-nothing"}}}
+	if err := set.Retire(ctx, all); err != nil || len(s.retired) != 0 {
+		t.Errorf("all are named, and %v are retired: %v", s.retired, err)
+	}
+	all.Filters = all.Filters[1:3]
+	if err := set.Retire(ctx, all); err != nil || len(s.retired) != 2 {
+		t.Errorf("retired %v, ip.office and the provider are not named any more: %v", s.retired, err)
+	}
+}
+
 // TestAnotherRegion: new groups count in the region that is there now, old ones where they are, and both can be retired.
 func TestAnotherRegion(t *testing.T) {
 	s := newStatsd(t)

@@ -72,7 +72,7 @@ func (p *pool) update(config *Config) {
 	}
 	old := p.hosts
 	p.hosts = make([]*host, len(config.Hosts.Hosts))
-	p.active = make([]uint32, len(p.hosts))
+	p.active, p.balancer.Busy = make([]uint32, len(p.hosts)), 0
 	known := make(map[*cluster.Host]*host, len(old))
 	for _, h := range old {
 		known[h.host] = h
@@ -86,6 +86,7 @@ func (p *pool) update(config *Config) {
 		delete(known, member)
 		h.index = i
 		p.hosts[i], p.active[i] = h, h.active
+		p.balancer.Busy += uint64(h.active)
 	}
 	p.balancer.Reset(config.Hosts, p.manager.worker.Rand())
 	for _, gone := range known {
@@ -408,20 +409,31 @@ func failureOf(reason conn.Reason) Failure {
 	return ConnectionFailure
 }
 
-func (h *host) requestBegan() {
+// took and gave count what a host has under way, for the balancer too.
+func (h *host) took() {
 	h.active++
 	if h.index >= 0 {
 		h.pool.active[h.index]++
+		h.pool.balancer.Busy++
 	}
+}
+
+func (h *host) gave() {
+	h.active--
+	if h.index >= 0 {
+		h.pool.active[h.index]--
+		h.pool.balancer.Busy--
+	}
+}
+
+func (h *host) requestBegan() {
+	h.took()
 	h.pool.cells[counters.ClusterUpstreamRqTotal]++
 	h.pool.cells[counters.ClusterUpstreamRqActive]++
 }
 
 func (h *host) requestEnded() {
-	h.active--
-	if h.index >= 0 {
-		h.pool.active[h.index]--
-	}
+	h.gave()
 	h.pool.cells[counters.ClusterUpstreamRqActive]--
 }
 

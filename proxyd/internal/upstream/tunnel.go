@@ -29,8 +29,7 @@ func (p *pool) dialTunnel(client *conn.Conn, choice *cluster.Choice, h conn.Hand
 		return nil, Tunnel{}, Overflow
 	}
 	to.opened()
-	to.active++
-	p.active[at]++
+	to.took()
 	o := to.options()
 	if p.config.Proxy > 0 {
 		o.Preface = proxyprotocol.Append(o.Preface[:0], p.config.Proxy, client.Peer(), client.LocalAddress())
@@ -51,10 +50,7 @@ func (t Tunnel) Closed(c *conn.Conn, reason conn.Reason) {
 	}
 	cells[counters.ClusterUpstreamCxRxBytesTotal] += c.BytesRead()
 	cells[counters.ClusterUpstreamCxTxBytesTotal] += c.BytesWritten()
-	h.active--
-	if h.index >= 0 {
-		h.pool.active[h.index]--
-	}
+	h.gave()
 	h.closed()
 }
 
@@ -62,10 +58,7 @@ func (t Tunnel) Closed(c *conn.Conn, reason conn.Reason) {
 func (t Tunnel) Moved() { t.host.moved() }
 
 func (h *host) moved() {
-	h.active--
-	if h.index >= 0 {
-		h.pool.active[h.index]--
-	}
+	h.gave()
 	h.connections--
 	h.pool.cells[counters.ClusterUpstreamCxActive]--
 	if h.queued > h.connecting && h.index >= 0 {
@@ -100,10 +93,7 @@ func (m *Manager) adoptHost(handle cluster.Handle, address string) *host {
 }
 
 func (h *host) adopted() {
-	h.active++
-	if h.index >= 0 {
-		h.pool.active[h.index]++
-	}
+	h.took()
 	h.connections++
 	h.pool.cells[counters.ClusterUpstreamCxActive]++
 }

@@ -5536,8 +5536,9 @@ type Cluster struct {
 	Localities                    []*LocalityWeight      `protobuf:"bytes,45,rep,name=localities,proto3" json:"localities,omitempty"`                                                                                   // any: localities are weighted; one without an entry has the weight 1
 	SlowStart                     *SlowStart             `protobuf:"bytes,46,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`                                                                    // unset: a host takes its whole share at once
 	Subsets                       []*SubsetSelector      `protobuf:"bytes,47,rep,name=subsets,proto3" json:"subsets,omitempty"`
-	PreconnectPercent             uint32                 `protobuf:"varint,49,opt,name=preconnect_percent,json=preconnectPercent,proto3" json:"preconnect_percent,omitempty"` // HTTP/1 connections kept for each request under way; default 100: as many as requests
-	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`                       // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
+	HashBalanceFactor             uint32                 `protobuf:"varint,140,opt,name=hash_balance_factor,json=hashBalanceFactor,proto3" json:"hash_balance_factor,omitempty"` // percent, at least 100: of the mean of requests, which a host takes by consistent hash; 0: any
+	PreconnectPercent             uint32                 `protobuf:"varint,49,opt,name=preconnect_percent,json=preconnectPercent,proto3" json:"preconnect_percent,omitempty"`    // HTTP/1 connections kept for each request under way; default 100: as many as requests
+	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`                          // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -5738,6 +5739,13 @@ func (x *Cluster) GetSubsets() []*SubsetSelector {
 		return x.Subsets
 	}
 	return nil
+}
+
+func (x *Cluster) GetHashBalanceFactor() uint32 {
+	if x != nil {
+		return x.HashBalanceFactor
+	}
+	return 0
 }
 
 func (x *Cluster) GetPreconnectPercent() uint32 {
@@ -12247,7 +12255,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06absent\x18\x04 \x03(\v2\x19.retinue.config.v1.HeaderR\x06absent\"2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\x8e\v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xbf\v\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x1b.retinue.config.v1.EndpointR\tendpoints\x12\x1e\n" +
@@ -12278,7 +12286,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"localities\x12;\n" +
 	"\n" +
 	"slow_start\x18. \x01(\v2\x1c.retinue.config.v1.SlowStartR\tslowStart\x12;\n" +
-	"\asubsets\x18/ \x03(\v2!.retinue.config.v1.SubsetSelectorR\asubsets\x12-\n" +
+	"\asubsets\x18/ \x03(\v2!.retinue.config.v1.SubsetSelectorR\asubsets\x12/\n" +
+	"\x13hash_balance_factor\x18\x8c\x01 \x01(\rR\x11hashBalanceFactor\x12-\n" +
 	"\x12preconnect_percent\x181 \x01(\rR\x11preconnectPercent\x12\x1f\n" +
 	"\vheader_case\x180 \x03(\tR\n" +
 	"headerCaseB\x1a\n" +
