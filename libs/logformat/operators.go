@@ -50,6 +50,12 @@ const (
 	GRPCStatusNumber
 	CommonDuration
 	UpstreamConnectionPoolReadyDuration
+	UpstreamLocalAddressWithoutPort
+	UpstreamLocalPort
+	UpstreamConnectionID
+	UpstreamProtocol
+	UpstreamTLSVersion
+	UpstreamTLSCipher
 	UpstreamRemoteAddressWithoutPort
 	UpstreamRemotePort
 	DownstreamRemotePort
@@ -69,6 +75,11 @@ const (
 	DownstreamLocalDNSSAN
 	Hostname
 )
+
+// OfLink tells that the operator's value is a fact of the upstream's connection, which is noted only where somebody asks.
+func (id ID) OfLink() bool {
+	return id == UpstreamLocalAddress || id >= UpstreamLocalAddressWithoutPort && id <= UpstreamTLSCipher
+}
 
 // OfTLS tells that the operator's value is what the TLS handshake with the client has shown.
 func (id ID) OfTLS() bool { return id >= RequestedServerName && id <= DownstreamLocalDNSSAN }
@@ -138,6 +149,12 @@ var operators = []Operator{
 	{GRPCStatusNumber, "GRPC_STATUS_NUMBER", None, true, "the same as a number"},
 	{CommonDuration, "COMMON_DURATION", Span, true, "time between two points, in ms, us or ns: `%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%`. Points are DS_RX_BEG, DS_RX_END (the request from the client), US_TX_BEG, US_TX_END (to the upstream), US_RX_BEG, US_RX_END (the response), DS_TX_BEG and DS_TX_END (to the client)"},
 	{UpstreamConnectionPoolReadyDuration, "UPSTREAM_CONNECTION_POOL_READY_DURATION", None, true, "milliseconds until there was a connection for the request"},
+	{UpstreamLocalAddressWithoutPort, "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", None, false, "the same without the port"},
+	{UpstreamLocalPort, "UPSTREAM_LOCAL_PORT", None, true, "own port of the upstream connection"},
+	{UpstreamConnectionID, "UPSTREAM_CONNECTION_ID", None, true, "number of the upstream connection"},
+	{UpstreamProtocol, "UPSTREAM_PROTOCOL", None, false, "HTTP/1.1 or HTTP/2, towards the endpoint"},
+	{UpstreamTLSVersion, "UPSTREAM_TLS_VERSION", None, false, "TLSv1.2, TLSv1.3, towards the endpoint"},
+	{UpstreamTLSCipher, "UPSTREAM_TLS_CIPHER", None, false, "cipher suite towards the endpoint, by the name of IANA"},
 	{UpstreamRemoteAddressWithoutPort, "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", None, false, "address of the endpoint without the port"},
 	{UpstreamRemotePort, "UPSTREAM_REMOTE_PORT", None, true, "port of the endpoint"},
 	{DownstreamRemotePort, "DOWNSTREAM_REMOTE_PORT", None, true, "port of the client, where it is the peer of the connection"},
@@ -161,7 +178,7 @@ var operators = []Operator{
 }
 
 // reserved are operators of Envoy whose facts this suite does not have yet.
-var reserved = []string{"DYNAMIC_METADATA", "FILTER_STATE", "UPSTREAM_TLS_VERSION"}
+var reserved = []string{"DYNAMIC_METADATA", "FILTER_STATE"}
 
 // Points are the moments that COMMON_DURATION knows, by Envoy's names.
 var Points = []string{"DS_RX_BEG", "DS_RX_END", "US_TX_BEG", "US_TX_END", "US_RX_BEG", "US_RX_END", "DS_TX_BEG", "DS_TX_END"}

@@ -46,6 +46,9 @@ type Log struct {
 	room    int
 }
 
+// Linked tells that the log wants facts of the upstream's connection.
+func (l *Log) Linked() bool { return l.program.linked() }
+
 // Log implements stream.AccessLog.
 func (l *Log) Log(s *stream.Stream) {
 	w := l.file.writers[s.Worker.ID]

@@ -12,6 +12,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 
 	"retinue.dev/libs/logformat"
@@ -115,9 +116,16 @@ func CompileValue(format string, workers int) (*Value, error) {
 	return v, nil
 }
 
+// Linked tells that the value wants facts of the upstream's connection.
+func (v *Value) Linked() bool { return v.program.linked() }
+
 // Append renders the value for s, on its worker's thread.
 func (v *Value) Append(dst []byte, s *stream.Stream) []byte {
 	return v.program.Append(dst, s, &v.clocks[s.Worker.ID], v.program.fixed+valueRoom)
+}
+
+func (p *Program) linked() bool {
+	return slices.ContainsFunc(p.ops, func(o op) bool { return o.id.OfLink() })
 }
 
 func (p *Program) compileJSON(fields []*configv1.JsonField) error {
@@ -330,6 +338,14 @@ func (o *op) appendNumber(dst []byte, s *stream.Stream) []byte {
 		if status, ok := grpcStatus(s); ok {
 			n = status
 		}
+	case logformat.UpstreamLocalPort:
+		if s.Link.Local.IsValid() {
+			n = int64(s.Link.Local.Port())
+		}
+	case logformat.UpstreamConnectionID:
+		if s.Link.Connection != 0 {
+			return strconv.AppendUint(dst, s.Link.Connection, 10)
+		}
 	case logformat.UpstreamRemotePort:
 		if s.Host != nil && s.Host.IP.IsValid() {
 			n = int64(s.Host.IP.Port())
@@ -413,6 +429,16 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 			return o.none(dst)
 		}
 		return o.texted(dst, s.Host.Address, limit)
+	case logformat.UpstreamLocalAddress:
+		return o.address(dst, s.Link.Local, true, limit)
+	case logformat.UpstreamLocalAddressWithoutPort:
+		return o.address(dst, s.Link.Local, false, limit)
+	case logformat.UpstreamProtocol:
+		return o.texted(dst, s.Link.Protocol, limit)
+	case logformat.UpstreamTLSVersion:
+		return o.texted(dst, versionName(s.Link.Version), limit)
+	case logformat.UpstreamTLSCipher:
+		return o.texted(dst, cipherName(s.Link.Cipher), limit)
 	case logformat.UpstreamRemoteAddressWithoutPort:
 		if s.Host == nil {
 			return o.none(dst)
@@ -470,7 +496,7 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 	case logformat.DownstreamLocalAddressWithoutPort:
 		return o.address(dst, local(s), false, limit)
 	}
-	return o.none(dst) // what this release cannot know: UPSTREAM_LOCAL_ADDRESS
+	return o.none(dst)
 }
 
 func (f source) value(id logformat.ID, s *stream.Stream) []byte {

@@ -2,6 +2,7 @@ package accesslog
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"net/netip"
 	"os"
@@ -28,6 +29,7 @@ func sample() *stream.Stream {
 		BytesReceived: 12, BytesSent: 3456, Status: 200, Attempts: 1, Details: "via_upstream",
 		Host: &cluster.Host{Address: "127.0.0.1:8080", IP: netip.MustParseAddrPort("127.0.0.1:8080")}, ClusterName: "api", RouteName: "/api/*", HostName: "shop",
 	}
+	s.Link = stream.Link{Connection: 9, Local: netip.MustParseAddrPort("127.0.0.1:50000"), Protocol: "HTTP/2", Version: tls.VersionTLS13, Cipher: tls.TLS_AES_128_GCM_SHA256}
 	s.Request.SetMethodID(header.MethodGet)
 	s.Request.SetPath([]byte("/a?b=c"))
 	s.Request.SetAuthority([]byte("shop.example.com"))
@@ -63,7 +65,8 @@ func TestText(t *testing.T) {
 		{"%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", "200 via_upstream - -"},
 		{"%BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_REQUEST_ATTEMPT_COUNT% %CONNECTION_ID%", "12 3456 1 7"},
 		{"%DURATION% %REQUEST_DURATION% %REQUEST_TX_DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION%", "25 2 3 10 15"},
-		{"%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_TRANSPORT_FAILURE_REASON%", "127.0.0.1:8080 api 127.0.0.1:8080 - -"},
+		{"%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_TRANSPORT_FAILURE_REASON%", "127.0.0.1:8080 api 127.0.0.1:8080 127.0.0.1:50000 -"},
+		{"%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %UPSTREAM_LOCAL_PORT% %UPSTREAM_CONNECTION_ID% %UPSTREAM_PROTOCOL% %UPSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER%", "127.0.0.1 50000 9 HTTP/2 TLSv1.3 TLS_AES_128_GCM_SHA256"},
 		{"%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%", "10.1.2.3:4567 10.1.2.3 10.1.2.3:4567 - -"},
 		{"%ROUTE_NAME% %VIRTUAL_HOST_NAME% %STREAM_ID% %HOSTNAME% %CONNECTION_TERMINATION_DETAILS%", "/api/* shop id-1 " + host + " -"},
 		{"%REQ_WITHOUT_QUERY(:PATH)% %REQ_WITHOUT_QUERY(X-NONE?:PATH):1% %REQ_WITHOUT_QUERY(X-NONE)% %REQ_WITHOUT_QUERY(HOST)%", "/a / - shop.example.com"},
@@ -205,7 +208,7 @@ func TestValue(t *testing.T) {
 // would quietly be "-" in every log.
 func TestEveryOperator(t *testing.T) {
 	unknown := map[logformat.ID]bool{ // what this release cannot know of the sample
-		logformat.UpstreamLocalAddress: true, logformat.UpstreamTransportFailureReason: true, logformat.DownstreamLocalAddress: true,
+		logformat.UpstreamTransportFailureReason: true, logformat.DownstreamLocalAddress: true,
 		logformat.DownstreamLocalAddressWithoutPort: true, logformat.DownstreamLocalPort: true,
 	}
 	for _, o := range logformat.Operators() {

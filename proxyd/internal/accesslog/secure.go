@@ -65,12 +65,9 @@ func shown(id logformat.ID, state *tls.ConnectionState, peer, own *x509.Certific
 	case logformat.RequestedServerName:
 		return state.ServerName
 	case logformat.DownstreamTLSVersion:
-		if state.Version == tls.VersionTLS13 {
-			return "TLSv1.3"
-		}
-		return "TLSv1.2"
+		return versionName(state.Version)
 	case logformat.DownstreamTLSCipher:
-		return tls.CipherSuiteName(state.CipherSuite)
+		return cipherName(state.CipherSuite)
 	case logformat.DownstreamLocalSubject, logformat.DownstreamLocalURISAN, logformat.DownstreamLocalDNSSAN:
 		peer = own
 	}
@@ -93,6 +90,23 @@ func shown(id logformat.ID, state *tls.ConnectionState, peer, own *x509.Certific
 		return strings.Join(peer.DNSNames, ",")
 	}
 	return ""
+}
+
+func versionName(version uint16) string {
+	switch version {
+	case tls.VersionTLS12:
+		return "TLSv1.2"
+	case tls.VersionTLS13:
+		return "TLSv1.3"
+	}
+	return ""
+}
+
+func cipherName(id uint16) string {
+	if id == 0 {
+		return ""
+	}
+	return tls.CipherSuiteName(id)
 }
 
 func uris(list []*url.URL) string {

@@ -107,7 +107,7 @@ type Conn struct {
 	read        uint64
 	written     uint64
 	peer        netip.AddrPort
-	local       *netip.AddrPort // told by a PROXY header
+	local       *netip.AddrPort // told by a PROXY header, or by the kernel when it was asked
 	address     *poller.Address // dialled
 
 	secure *secure  // nil: plain
@@ -262,7 +262,7 @@ func (c *Conn) Closed() bool { return c.closed }
 // EOF tells that the peer has sent its FIN and all before it was presented.
 func (c *Conn) EOF() bool { return c.eof }
 
-// LocalAddress is what the peer connected to: a PROXY header's word, else the kernel's.
+// LocalAddress is this end: what a PROXY header says that the peer connected to, else the kernel's word, for which it is asked once.
 func (c *Conn) LocalAddress() netip.AddrPort {
 	if c.local != nil {
 		return *c.local
@@ -271,7 +271,9 @@ func (c *Conn) LocalAddress() netip.AddrPort {
 	if c.closed || c.worker.Poller.LocalAddress(c.fd, raw) != 0 {
 		return netip.AddrPort{}
 	}
-	return poller.IP(raw)
+	local := poller.IP(raw)
+	c.local = &local
+	return local
 }
 
 // OnEvents implements worker.Source.

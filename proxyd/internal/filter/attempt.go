@@ -91,6 +91,7 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 	at.encoder, at.host, at.reused = encoder, host, reused
 	at.ready = s.Worker.Now()
 	s.Host, s.UpstreamReady = host, at.ready
+	s.NoteLink(encoder)
 	s.Attempts++
 	if r.downAbove {
 		encoder.ReadDisable(true)
@@ -158,6 +159,7 @@ func (r *Router) win(at *attempt) {
 	r.dropOlder()
 	s := at.stream
 	s.Host, s.UpstreamReady, s.UpstreamSent = at.host, at.ready, at.sent
+	s.NoteLink(at.encoder)
 }
 
 // dropOlder gives the tries up that others overtook.

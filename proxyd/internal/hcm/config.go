@@ -8,6 +8,7 @@ package hcm
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,12 +74,19 @@ type Options struct {
 	Routes      *filter.Compiler
 	Cells       []*counters.HTTP // by worker
 	Logs        []stream.AccessLog
+	Links       *bool // set while Routes are compiled when a header wants facts of upstream connections; see linked for the logs
 	Tracing     *tracing.Config
 	BufferLimit int // the listener's per_connection_buffer_limit_bytes; 0: 1 MiB
 }
 
 // defaultBufferLimit is Envoy's per_connection_buffer_limit_bytes.
 const defaultBufferLimit = 1 << 20
+
+// linked tells that a log wants facts of upstream connections.
+func linked(l stream.AccessLog) bool {
+	asks, ok := l.(interface{ Linked() bool })
+	return ok && asks.Linked()
+}
 
 // NewConfig compiles an Http object. configd has written the defaults into it: a duration of 0 is off.
 func NewConfig(h *configv1.Http, o Options) (*Config, error) {
@@ -95,7 +103,7 @@ func NewConfig(h *configv1.Http, o Options) (*Config, error) {
 			MaxStreamDuration: filter.Milliseconds(t.GetMaxStreamDurationMs()),
 			BufferLimit:       o.BufferLimit,
 			ServerName:        h.GetServerName(),
-			Routed:            routes.Filtered(), Logs: o.Logs, Cells: o.Cells,
+			Routed:            routes.Filtered(), Logs: o.Logs, Links: o.Links != nil && *o.Links || slices.ContainsFunc(o.Logs, linked), Cells: o.Cells,
 		},
 		Routes:                routes,
 		IdleTimeout:           filter.Milliseconds(t.GetIdleMs()),

@@ -7,12 +7,20 @@ import (
 	configv1 "retinue.dev/services/api/config/v1"
 )
 
-// Format compiles a header value with operators.
-func (b *Builder) Format(format string) (filter.Formatter, error) {
-	return accesslog.CompileValue(format, b.Workers)
+// format compiles header values with operators. It sets links when a value wants facts of upstream connections.
+func (b *Builder) format(links *bool) func(string) (filter.Formatter, error) {
+	return func(format string) (filter.Formatter, error) {
+		v, err := accesslog.CompileValue(format, b.Workers)
+		if err != nil {
+			return nil, err
+		}
+		*links = *links || v.Linked()
+		return v, nil
+	}
 }
 
-// tracing compiles the tracing of a connection manager.
-func (b *Builder) tracing(t *configv1.HttpTracing) (*tracing.Config, error) {
-	return tracing.New(t, func(format string) (tracing.Value, error) { return accesslog.CompileValue(format, b.Workers) })
+// tracing compiles the tracing of a connection manager, and sets links like format.
+func (b *Builder) tracing(t *configv1.HttpTracing, links *bool) (*tracing.Config, error) {
+	format := b.format(links)
+	return tracing.New(t, func(text string) (tracing.Value, error) { return format(text) })
 }

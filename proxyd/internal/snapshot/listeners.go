@@ -280,7 +280,8 @@ func (r *build) http(l *configv1.Listener, o *configv1.Object) *hcm.Config {
 	logs = append(logs, grpcstats.New(r.Workers, func(service, method string) []*counters.GRPC {
 		return stats.GRPC(context.Background(), prefix, service, method)
 	}))
-	traced, err := r.tracing(h.GetTracing())
+	links := false
+	traced, err := r.tracing(h.GetTracing(), &links)
 	if err == nil && h.GetTracing().GetExport() {
 		var spans stream.AccessLog
 		spans, err = r.Spans(traced)
@@ -298,6 +299,7 @@ func (r *build) http(l *configv1.Listener, o *configv1.Object) *hcm.Config {
 				if err != nil {
 					return nil, err
 				}
+				links = links || r.next.parts["filter\x00"+name].links
 				list = append(list, f.HTTP)
 				continue
 			}
@@ -309,7 +311,7 @@ func (r *build) http(l *configv1.Listener, o *configv1.Object) *hcm.Config {
 		}
 		return list, nil
 	}
-	routes := &filter.Compiler{Filters: filters, Format: r.Format, Cluster: func(name string) cluster.Handle {
+	routes := &filter.Compiler{Filters: filters, Format: r.format(&links), Cluster: func(name string) cluster.Handle {
 		if !r.clusters[name] {
 			missing = name
 			return cluster.NoHandle
@@ -317,7 +319,7 @@ func (r *build) http(l *configv1.Listener, o *configv1.Object) *hcm.Config {
 		return r.next.handles[name]
 	}}
 	c, err := hcm.NewConfig(h, hcm.Options{
-		Routes: routes, Logs: logs, Tracing: traced, Cells: r.Stats.HTTP(r.ctx, []string{prefix})[0], BufferLimit: int(l.GetPerConnectionBufferLimitBytes()),
+		Routes: routes, Logs: logs, Links: &links, Tracing: traced, Cells: r.Stats.HTTP(r.ctx, []string{prefix})[0], BufferLimit: int(l.GetPerConnectionBufferLimitBytes()),
 	})
 	if err == nil && missing != "" {
 		err = fmt.Errorf("a route names cluster %q, which is not in the snapshot", missing)
@@ -340,7 +342,7 @@ func (r *build) filter(name string) (*filter.Filter, error) {
 	if p == nil {
 		if p = r.previous.parts[key]; p == nil || p.key != string(o.GetHash()) {
 			p = &part{key: string(o.GetHash())}
-			if p.filter, p.failed = filter.Build(o.GetFilter(), &filter.Env{Context: r.ctx, Workers: r.Workers, Stats: r.Stats, Format: r.Format, Secrets: r.Secrets, Failing: &r.Failing, Pools: r.Pools, Cluster: r.handle, JwtProvider: r.jwtProvider}); p.failed != nil {
+			if p.filter, p.failed = filter.Build(o.GetFilter(), &filter.Env{Context: r.ctx, Workers: r.Workers, Stats: r.Stats, Format: r.format(&p.links), Secrets: r.Secrets, Failing: &r.Failing, Pools: r.Pools, Cluster: r.handle, JwtProvider: r.jwtProvider}); p.failed != nil {
 				r.refuse(o, "", p.failed)
 			}
 		}

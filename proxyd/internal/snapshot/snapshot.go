@@ -72,6 +72,7 @@ type part struct {
 	filter *filter.Filter
 	jwt    *jwt.Provider
 	failed error
+	links  bool // a value of the filter wants facts of upstream connections
 }
 
 // Builder builds snapshots. It belongs to the main side.

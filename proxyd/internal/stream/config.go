@@ -26,6 +26,8 @@ type Config struct {
 	Routed bool
 	// Logs are told of every stream at its end.
 	Logs []AccessLog
+	// Links tells that a log or a header wants facts of upstream connections.
+	Links bool
 	// Cells are the counters by worker.
 	Cells []*counters.HTTP
 }

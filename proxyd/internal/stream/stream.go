@@ -57,6 +57,29 @@ type Info struct {
 	HostName    string // of the virtual host
 	// UpstreamFailure says more about a connection that failed.
 	UpstreamFailure string
+	// Link is what carried the request to Host, where Config.Links.
+	Link Link
+}
+
+// Link is a connection to an upstream as logs are told of it.
+type Link struct {
+	Connection uint64         // 0: there was none
+	Local      netip.AddrPort // this end
+	Protocol   string         // "HTTP/1.1", "HTTP/2"; "" of a bare connection
+	Version    uint16         // of TLS; 0: plain
+	Cipher     uint16
+}
+
+// Linked is an encoder that knows its connection. The answer costs a system call once a connection.
+type Linked interface{ Link() Link }
+
+// NoteLink remembers what carries a try, where somebody asks.
+func (s *Stream) NoteLink(encoder RequestEncoder) {
+	if s.Config.Links {
+		if l, ok := encoder.(Linked); ok {
+			s.Link = l.Link()
+		}
+	}
 }
 
 // Stream is one request and its response. A server codec owns its memory, takes it from a free list of the worker for a

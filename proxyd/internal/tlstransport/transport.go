@@ -47,6 +47,8 @@ type Transport struct {
 	err  error
 
 	protocol string
+	version  uint16
+	cipher   uint16
 	notes    []note // see PeerNote
 	client   bool
 	ready    bool
@@ -80,6 +82,9 @@ func (t *Transport) Begin(c *conn.Conn) {
 
 // Protocol implements conn.Transport.
 func (t *Transport) Protocol() string { return t.protocol }
+
+// Version and cipher suite that the handshake agreed on, by crypto/tls's numbers; 0 before its end.
+func (t *Transport) Version() (version, cipher uint16) { return t.version, t.cipher }
 
 // Noter puts into words what a handshake has shown of the peer. own is the certificate that this side stands for; nil for none.
 type Noter interface {
@@ -261,7 +266,7 @@ func (t *Transport) ended() {
 
 func (t *Transport) succeeded() {
 	state := t.tls.ConnectionState()
-	t.protocol = state.NegotiatedProtocol
+	t.protocol, t.version, t.cipher = state.NegotiatedProtocol, state.Version, state.CipherSuite
 	t.cells[counters.SSLHandshake]++
 	if state.DidResume {
 		t.cells[counters.SSLSessionReused]++

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,5 +113,109 @@ cluster "app" { endpoints = [%[5]q] }
 			}
 			return err
 		})
+	}
+}
+
+// TestAccessLogOfUpstreams: logs and headers tell which connection carried a request, whatever protocol it speaks and though it ends with the
+// response.
+func TestAccessLogOfUpstreams(t *testing.T) {
+	ca := certs.New(t, "servers")
+	pair := ca.Issue("app.test")
+	ports := make(chan string, 8)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, port, _ := net.SplitHostPort(r.RemoteAddr)
+		ports <- port
+		w.Header().Set("Connection", r.Header.Get("X-Connection"))
+	})
+	plain := httptest.NewServer(handler)
+	t.Cleanup(plain.Close)
+	secure := httptest.NewUnstartedServer(handler)
+	secure.TLS = &tls.Config{Certificates: []tls.Certificate{pair.TLS}}
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	log := filepath.Join(t.TempDir(), "log")
+	s := suite.Start(t, fmt.Sprintf(`
+runtime { workers = 1 }
+stats { listen = "off" }
+access_log "all" {
+  path   = %[1]q
+  format = "%%UPSTREAM_LOCAL_PORT%% %%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%% %%UPSTREAM_PROTOCOL%% %%UPSTREAM_TLS_VERSION%%"
+}
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    access_log = access_log.all
+    virtual_host "*" {
+      route "/plain" { cluster = cluster.plain }
+      route "/secure" { cluster = cluster.secure }
+      route "/none" {
+        respond { status = 204 }
+      }
+    }
+  }
+}
+listener "unlogged" {
+  address = ["127.0.0.1:0"]
+  http {
+    virtual_host "*" {
+      route "/*" {
+        cluster = cluster.plain
+        headers {
+          response {
+            set = { "x-from" = "%%UPSTREAM_LOCAL_PORT%%" }
+          }
+        }
+      }
+    }
+  }
+}
+cluster "plain" { endpoints = [%[2]q] }
+cluster "secure" {
+  endpoints = [%[3]q]
+  protocol  = "auto"
+  tls {
+    sni     = "app.test"
+    ca_file = %[4]q
+  }
+}
+`, log, plain.Listener.Addr(), secure.Listener.Addr(), ca.File))
+	for _, row := range []struct{ path, connection, want string }{
+		{"/plain", "close", "PORT 127.0.0.1 HTTP/1.1 -"},
+		{"/plain", "", "PORT 127.0.0.1 HTTP/1.1 -"},
+		{"/plain", "", "PORT 127.0.0.1 HTTP/1.1 -"},
+		{"/secure", "", "PORT 127.0.0.1 HTTP/2 TLSv1.3"},
+		{"/none", "", "- - - -"},
+	} {
+		before, _ := os.ReadFile(log)
+		r, err := http.NewRequest(http.MethodGet, "http://"+s.Address("web")+row.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Connection", row.connection)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		want := row.want
+		if strings.Contains(want, "PORT") {
+			want = strings.Replace(want, "PORT", <-ports, 1)
+		}
+		s.Eventually(row.path+" is logged", func() error {
+			raw, err := os.ReadFile(log)
+			if line := strings.TrimSpace(string(raw[min(len(raw), len(before)):])); err == nil && line != want {
+				return fmt.Errorf("the line is %q, want %q", line, want)
+			}
+			return err
+		})
+	}
+	answer, err := http.Get("http://" + s.Address("unlogged") + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if got, want := answer.Header.Get("X-From"), <-ports; got != want {
+		t.Errorf("the header says port %q, the upstream saw %s", got, want)
 	}
 }
