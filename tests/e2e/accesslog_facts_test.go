@@ -199,8 +199,8 @@ cluster "secure" {
 		}
 		answer.Body.Close()
 		want := row.want
-		if strings.Contains(want, "PORT") {
-			want = strings.Replace(want, "PORT", <-ports, 1)
+		if head, tail, found := strings.Cut(want, "PORT"); found {
+			want = head + <-ports + tail
 		}
 		s.Eventually(row.path+" is logged", func() error {
 			raw, err := os.ReadFile(log)
