@@ -6,6 +6,8 @@
 // Saturated: 64 connections, throughput and proxyd's CPU a request. Open loop: 5,000 requests a second, each sent at its time whatever
 // the earlier ones do, so that a stall is seen by all that it delays.
 //
+// Bystanders: requests of a route without a plugin, while plugins of other routes are killed, hang, flood, lie and leak, beside those while they behave.
+//
 // A round is one short slice of each kind in an order of its own, and a figure is the median of what the rounds say beside the same round's
 // slice without a plugin, with the 90 % interval of a bootstrap over rounds: machines are shared, and many short rounds see through
 // that where a few long ones do not.
@@ -30,7 +32,7 @@ var (
 	rounds = flag.Int("rounds", 15, "interleaved rounds")
 	slice  = flag.Duration("slice", 500*time.Millisecond, "length of one kind's part of a round")
 	rate   = flag.Int("rate", 5000, "requests a second of the open loop")
-	only   = flag.String("only", "", "\"saturated\" or \"open\"; both when empty")
+	only   = flag.String("only", "", "\"saturated\", \"open\" or \"bystanders\"; all when empty")
 )
 
 const config = `
@@ -53,6 +55,7 @@ listener "web" {
   http {
     virtual_host "all" {
       domains = ["*"]
+      %[5]s
       route "/plain" { cluster = cluster.app }
       route "/builtin" {
         cluster = cluster.app
@@ -76,6 +79,7 @@ listener "web" {
   }
 }
 cluster "app" { endpoints = [%[3]q] }
+%[4]s
 stats { listen = "off" }
 `
 
@@ -102,7 +106,11 @@ func run() error {
 		return err
 	}
 	file := filepath.Join(dir, "bench.hcl")
-	text := fmt.Sprintf(config, filepath.Join(bin, "plugins/header-stamp"), filepath.Join(bin, "plugins/probe"), app)
+	bad, routes := "", ""
+	if wanted("bystanders") {
+		bad, routes = badPlugins(bin)
+	}
+	text := fmt.Sprintf(config, filepath.Join(bin, "plugins/header-stamp"), filepath.Join(bin, "plugins/probe"), app, bad, routes)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -119,14 +127,19 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if *only != "open" {
+	if wanted("saturated") {
 		err = saturated(address, pid)
 	}
-	if err == nil && *only != "saturated" {
+	if err == nil && wanted("open") {
 		err = openLoop(address, pid)
+	}
+	if err == nil && wanted("bystanders") {
+		err = bystanders(address, bin, filepath.Join(dir, "run"))
 	}
 	return err
 }
+
+func wanted(part string) bool { return *only == "" || *only == part }
 
 // await waits until the suite serves.
 func await(bin, dir string) (address string, pid int, err error) {
