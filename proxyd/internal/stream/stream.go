@@ -112,6 +112,7 @@ type Stream struct {
 	terminal Terminal
 	chain    []Callbacks
 	local    header.Response // of a local reply, or kept when the upstream's goes first
+	trailers header.Block    // of the response, kept likewise
 
 	activity      int64 // ns: something moved
 	idleTimeout   int64
@@ -429,8 +430,13 @@ func (s *Stream) finish() {
 	s.down.OnFinished()
 }
 
-// KeepResponse copies the response head into the stream, when its owner goes before the stream does.
+// KeepResponse copies the response head, and trailers that a filter holds, into the stream, when their owner goes before the stream
+// does.
 func (s *Stream) KeepResponse() {
+	if s.ResponseTrailers != nil && s.ResponseTrailers != &s.trailers {
+		s.trailers.CopyFrom(s.ResponseTrailers)
+		s.ResponseTrailers = &s.trailers
+	}
 	if s.Response != nil && s.Response != &s.local {
 		s.local.CopyFrom(s.Response)
 		s.Response = &s.local
