@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // filterHost is a virtual host of the filter tests: its routes are named by the test that uses them.
@@ -185,6 +186,9 @@ filter "fault" "slow" {
   delay { time = "30ms" }
 }
 filter "fault" "asked" { headers = true }
+filter "fault" "drip" {
+  response_rate_limit { kbps = 64 }
+}
 `, `
     virtual_host "all" {
       domains = ["*"]
@@ -223,6 +227,10 @@ filter "fault" "asked" { headers = true }
       route "/asked" {
         cluster = cluster.app
         filters = [filter.fault.asked]
+      }
+      route "/drip" {
+        cluster = cluster.app
+        filters = [filter.fault.drip]
       }
     }`)
 	st.scripts.set("/cors", answer("HTTP/1.1 200 OK\r\nVary: accept\r\nAccess-Control-Allow-Origin: null\r\nContent-Length: 0\r\n\r\n"))
@@ -273,12 +281,19 @@ filter "fault" "asked" { headers = true }
 			}
 		}
 	}
+	drip := strings.Repeat("a", 32<<10)
+	st.scripts.set("/drip", answer(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(drip), drip)))
+	begun := time.Now()
+	response, _ := st.exchangeRaw(t, "GET /drip HTTP/1.1\nHost: a")
+	if took := time.Since(begun); took < 400*time.Millisecond || !strings.HasSuffix(response, drip) { // 64 KiB a second, but for the first 50 ms and as much for the clock
+		t.Errorf("%d bytes after %v", len(response), took)
+	}
 	st.awaitCounters(t, map[string]float64{
 		"ip_denied elsewhere": 1, "ip_shadow_denied try": 1,
 		"rbac_denied admin": 1, "rbac_allowed admin": 2, "rbac_shadow_denied admin": 3,
 		"rate_limit_enabled two": 5, "rate_limit_enforced two": 2, "rate_limit_rate_limited counted": 3, "rate_limit_enforced counted": 0,
 		"cors_origin_valid shop": 3, "cors_origin_invalid shop": 1,
-		"fault_aborts_injected abort": 1, "fault_delays_injected slow": 1,
+		"fault_aborts_injected abort": 1, "fault_delays_injected slow": 1, "fault_response_rl_injected drip": 1, "fault_active_faults drip": 0,
 	})
 }
 

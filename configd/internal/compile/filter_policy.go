@@ -151,8 +151,11 @@ func (c *compiler) faultFilter(n *schema.Node, f *configv1.Filter) {
 	if a := n.Child("abort"); a != nil {
 		r.AbortStatus, r.AbortFraction = uint32(a.Int("status")), share(a, "share")
 	}
-	if r.GetDelayMs() == 0 && r.GetAbortStatus() == 0 && !r.GetHeaders() {
-		c.diags.Report(diag.MissingAttribute, n.DefRange, "Fault without one", "A fault has a delay with a time, an abort with a status, or headers = true.")
+	if l := n.Child("response_rate_limit"); l != nil {
+		r.ResponseRateLimitKbps, r.ResponseRateLimitFraction = uint32(l.Int("kbps")), share(l, "share")
+	}
+	if r.GetDelayMs() == 0 && r.GetAbortStatus() == 0 && r.GetResponseRateLimitKbps() == 0 && !r.GetHeaders() {
+		c.diags.Report(diag.MissingAttribute, n.DefRange, "Fault without one", "A fault has a delay with a time, an abort with a status, a response_rate_limit with kbps, or headers = true.")
 	}
 	f.Kind = &configv1.Filter_Fault{Fault: r}
 }

@@ -69,8 +69,8 @@ func corsFilterBlock() *Block {
 func faultFilterBlock() *Block {
 	return &Block{
 		Kind: "fault",
-		Doc: "Makes some requests late and some fail (Envoy's fault). A delay has the flag DI; an abort the flag FI, details `fault_filter_abort`. Counters `delays_injected`, `aborts_injected`, `faults_overflow`, `active_faults`. " +
-			"One of `delay`, `abort` and `headers` is written.",
+		Doc: "Makes some requests late, some fail and some responses slow (Envoy's fault). A delay has the flag DI; an abort the flag FI, details `fault_filter_abort`. Counters `delays_injected`, `aborts_injected`, `response_rl_injected`, `faults_overflow`, `active_faults`. " +
+			"One of `delay`, `abort`, `response_rate_limit` and `headers` is written.",
 		Example: `filter "fault" "drill" {
   delay { time = "200ms" }
   abort {
@@ -82,10 +82,18 @@ func faultFilterBlock() *Block {
   }
 }`,
 		Attrs: []Attr{
-			{Name: "headers", Kind: Bool, Default: false, Doc: "requests say themselves: x-envoy-fault-delay-request is a delay in milliseconds, x-envoy-fault-abort-request a status. Anybody can send them."},
+			{Name: "headers", Kind: Bool, Default: false, Doc: "requests say themselves: x-envoy-fault-delay-request is a delay in milliseconds, x-envoy-fault-abort-request a status, x-envoy-fault-throughput-response a rate in KiB a second. Anybody can send them."},
 			{Name: "max_active", Kind: Int, Max: maxInt32, DefaultDoc: "no limit", Doc: "faults at a time."},
 		},
 		Blocks: []Nested{
+			{Block: &Block{
+				Name: "response_rate_limit",
+				Doc:  "Lets the bodies of responses go at a rate, in slices of 50 ms; what is too much waits with the upstream. Each response has its own rate.",
+				Attrs: []Attr{
+					{Name: "kbps", Kind: Int, Min: 1, Max: 1 << 20, DefaultDoc: "none, but what `headers` brings", Doc: "KiB a second (Envoy's limit_kbps)."},
+					{Name: "share", Kind: Percent, Default: "100%", Doc: "of the responses."},
+				},
+			}},
 			{Block: &Block{
 				Name: "delay",
 				Doc:  "Holds requests.",

@@ -18,6 +18,7 @@ const (
 	FaultAbortsInjected
 	FaultOverflow
 	FaultActive
+	FaultResponsesLimited
 	FaultCells
 )
 
@@ -132,7 +133,8 @@ var filters = []*statsv1.Schema{
 		field(counter, "delays_injected", "requests delayed"),
 		field(counter, "aborts_injected", "requests answered by an error"),
 		field(counter, "faults_overflow", "requests left alone since there were max_active faults"),
-		field(gauge, "active_faults", "requests with a fault under way")),
+		field(gauge, "active_faults", "requests with a fault under way"),
+		field(counter, "response_rl_injected", "responses slowed down")),
 
 	schema("cors",
 		field(counter, "origin_valid", "requests of an allowed origin"),

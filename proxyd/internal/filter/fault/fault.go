@@ -1,4 +1,4 @@
-// Package fault is the filter that makes some requests late and some fail, to see what their clients do then (Envoy's fault). A
+// Package fault is the filter that makes some requests late, some fail and some responses slow, to see what their clients do then (Envoy's fault). A
 // delay is a timer of the worker, behind which the request stands; nothing is called from another thread.
 package fault
 
@@ -22,6 +22,9 @@ const (
 	// longest bounds a delay that a header asks for, ms.
 	longest = int64(time.Hour / time.Millisecond)
 
+	// fastest bounds the rate of a response, KiB a second: what nobody would feel.
+	fastest = int64(1 << 20)
+
 	text   = "fault filter abort"
 	detail = "fault_filter_abort"
 )
@@ -29,6 +32,7 @@ const (
 var (
 	nameDelay = []byte("x-envoy-fault-delay-request")
 	nameAbort = []byte("x-envoy-fault-abort-request")
+	nameRate  = []byte("x-envoy-fault-throughput-response")
 )
 
 // Filter is the filter of one object: a stream.Factory.
@@ -37,6 +41,8 @@ type Filter struct {
 	delayFraction uint64
 	abort         int
 	abortFraction uint64
+	rate          int64 // of responses, KiB a second
+	rateFraction  uint64
 	headers       bool
 	most          int64
 	when          *route.When
@@ -54,10 +60,14 @@ type perWorker struct {
 func New(o *configv1.FaultFilter, workers int, cells []*counters.Fault) (*Filter, error) {
 	f := &Filter{
 		delay: o.GetDelayMs(), delayFraction: share(o.DelayFraction), abort: int(o.GetAbortStatus()), abortFraction: share(o.AbortFraction),
+		rate: int64(o.GetResponseRateLimitKbps()), rateFraction: share(o.ResponseRateLimitFraction),
 		headers: o.GetHeaders(), most: int64(o.GetMaxActive()), workers: make([]perWorker, workers), cells: cells,
 	}
 	if f.delay < 0 || f.delay > longest {
 		return nil, fmt.Errorf("a delay is at most an hour")
+	}
+	if f.rate > fastest {
+		return nil, fmt.Errorf("a response's rate is at most %d KiB a second", fastest)
 	}
 	if f.abort != 0 && (f.abort < 200 || f.abort > 599) {
 		return nil, fmt.Errorf("abort status %d is not between 200 and 599", f.abort)
@@ -86,10 +96,11 @@ func (f *Filter) NewFilter(w *worker.Worker) stream.Filter {
 type injector struct {
 	stream.PassThrough
 	*Filter
-	timer  timer.Timer
-	cb     *stream.Callbacks // while the request is held
-	active bool
-	paused bool
+	limiter limiter
+	timer   timer.Timer
+	cb      *stream.Callbacks // while the request is held
+	active  bool
+	paused  bool
 }
 
 // DecodeHeaders implements stream.Filter.
@@ -97,6 +108,10 @@ func (i *injector) DecodeHeaders(c *stream.Callbacks, end bool) stream.Status {
 	s := c.Stream()
 	if i.when != nil && !i.meets(s) {
 		return stream.Continue
+	}
+	if rate := i.drawRate(s); rate > 0 && i.begin(s) {
+		i.cells[s.Worker.ID][counters.FaultResponsesLimited]++
+		i.limiter.limit(c, rate)
 	}
 	if delay := i.drawDelay(s); delay > 0 && i.begin(s) {
 		i.cells[s.Worker.ID][counters.FaultDelaysInjected]++
@@ -140,6 +155,20 @@ func (i *injector) drawDelay(s *stream.Stream) int64 {
 		return 0
 	}
 	return delay
+}
+
+// drawRate is how fast the response may be, KiB a second; 0: as it comes.
+func (i *injector) drawRate(s *stream.Stream) int64 {
+	rate := i.rate
+	if i.headers {
+		if n, ok := number(s, nameRate); ok && n > 0 {
+			rate = min(n, fastest)
+		}
+	}
+	if rate == 0 || i.rateFraction < million && s.Worker.Rand()%million >= i.rateFraction {
+		return 0
+	}
+	return rate
 }
 
 // aborts answers the request when it is one to fail.
@@ -201,6 +230,7 @@ func (i *injector) OnTimer(*timer.Timer, int64) {
 func (i *injector) OnDestroy(c *stream.Callbacks) {
 	w := c.Stream().Worker
 	w.Timers.Stop(&i.timer)
+	i.limiter.end(w)
 	if i.active {
 		i.Filter.active.Add(-1)
 		i.cells[w.ID][counters.FaultActive]--
