@@ -171,8 +171,15 @@ func (m *moody) converse(c net.Conn) {
 }
 
 // TestMoodyUpstreams: upstreams flap, stall, answer 5xx and close in the middle. No request is tried more often than its route
-// says, none is answered twice or by another's answer, and the proxy's counters agree with what the upstreams saw.
+// says, none is answered twice or by another's answer, and the proxy's counters agree with what the upstreams saw: with one try at a
+// time, and with tries that take too long going on beside the next.
 func TestMoodyUpstreams(t *testing.T) {
+	for name, hedge := range map[string]bool{"one try at a time": false, "hedged": true} {
+		t.Run(name, func(t *testing.T) { moodyUpstreams(t, hedge) })
+	}
+}
+
+func moodyUpstreams(t *testing.T, hedge bool) {
 	const (
 		clients  = 12
 		requests = 120 // of each
@@ -200,6 +207,7 @@ listener "web" {
           on              = ["5xx", "connect-failure"]
           attempts        = %d
           per_try_timeout = "300ms"
+          hedge_on_per_try_timeout = %v
           back_off        = "1ms"
         }
       }
@@ -222,7 +230,7 @@ cluster "moody" {
   }
 }
 stats { listen = "off" }
-`, attempts, list))
+`, attempts, hedge, list))
 
 	done := make(chan struct{})
 	var flapping sync.WaitGroup
