@@ -3,11 +3,9 @@ package accesslog
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -15,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"retinue.dev/proxyd/internal/spool"
 	"retinue.dev/proxyd/internal/worker"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -95,14 +94,15 @@ func (l *Logs) file(path string) (*File, error) {
 	if l.closed {
 		return nil, errors.New("the process is ending")
 	}
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	workers := make([]*worker.Worker, len(l.workers))
+	for i, w := range l.workers {
+		workers[i] = w.Worker
+	}
+	queue, err := spool.New("access log", workers, spool.Sizes{Chunk: chunkBytes, HandOver: handOver, Interval: flushInterval})
 	if err != nil {
-		return nil, fmt.Errorf("access log %s: eventfd: %w", path, err)
+		return nil, fmt.Errorf("access log %s: %w", path, err)
 	}
-	f := &File{path: path, logs: l, fd: -1, bell: fd, event: os.NewFile(uintptr(fd), "access log")}
-	for _, w := range l.workers {
-		f.attach(w.Worker, w.Dropped)
-	}
+	f := &File{path: path, logs: l, fd: -1, spool: queue}
 	l.files[path] = f
 	l.done.Add(1)
 	go f.flush()
@@ -115,7 +115,7 @@ func (l *Logs) Reopen() {
 	defer l.mu.Unlock()
 	for _, f := range l.files {
 		f.reopen.Store(true)
-		f.wake()
+		f.spool.Wake()
 	}
 }
 
@@ -125,8 +125,7 @@ func (l *Logs) Close(ctx context.Context) {
 	l.mu.Lock()
 	l.closed = true
 	for _, f := range l.files {
-		f.ended.Store(true)
-		f.wake()
+		f.spool.Finish()
 	}
 	l.mu.Unlock()
 	finished := make(chan struct{})
@@ -144,13 +143,10 @@ func (l *Logs) Close(ctx context.Context) {
 // File is one log file with its flusher, a goroutine of the main side. Workers give it chunks; it writes each by one call to a
 // descriptor in append mode, so that lines of several workers and processes never mix.
 type File struct {
-	path    string
-	logs    *Logs
-	writers []*writer
-	event   *os.File // of bell, for the flusher's end
-	bell    int      // eventfd
-	reopen  atomic.Bool
-	ended   atomic.Bool
+	path   string
+	logs   *Logs
+	spool  *spool.Spool
+	reopen atomic.Bool
 
 	// The flusher's own.
 	fd     int // -1 when not open
@@ -160,37 +156,23 @@ type File struct {
 	silent uint64 // lines dropped since the last warning
 }
 
-// one is what rings the bell; it never changes.
-var one = binary.NativeEndian.AppendUint64(nil, 1)
-
-// wake rings the flusher's bell. Any thread; it never blocks: a bell that rings already is EAGAIN.
-func (f *File) wake() { _, _ = unix.Write(f.bell, one) }
-
 func (f *File) flush() {
 	defer f.logs.done.Done()
-	buf := make([]byte, 8)
 	for {
-		ended := f.ended.Load() // before the chunks are looked at: none comes later
+		ended := f.spool.Ended()
 		if f.reopen.Swap(false) {
 			f.close()
 		}
-		for _, w := range f.writers {
-			if c := w.handed.Swap(nil); c != nil {
-				f.write(c)
-				c.bytes, c.lines = c.bytes[:0], 0
-				w.spare.Store(c)
-			}
-		}
+		f.spool.Drain(func(_ int, c *spool.Chunk) { f.write(c) })
 		if ended {
-			for _, w := range f.writers {
-				if w.active != nil && len(w.active.bytes) > 0 {
-					f.write(w.active)
-				}
-			}
+			f.spool.Rest(func(_ int, c *spool.Chunk) bool {
+				f.write(c)
+				return true
+			})
 			f.close()
 			return
 		}
-		if _, err := f.event.Read(buf); err != nil {
+		if err := f.spool.Wait(); err != nil {
 			f.logs.log.Error("an access log ends: its flusher cannot wait", "path", f.path, "error", err)
 			return
 		}
@@ -198,15 +180,15 @@ func (f *File) flush() {
 }
 
 // write writes a chunk, by one call where the file takes it whole.
-func (f *File) write(c *chunk) {
+func (f *File) write(c *spool.Chunk) {
 	if f.fd < 0 && !f.open() {
-		f.lost(uint64(c.lines), nil)
+		f.lost(uint64(c.Records), nil)
 		return
 	}
-	rest := c.bytes
+	rest := c.Bytes
 	if f.torn {
 		if _, err := f.put([]byte("\n")); err != nil {
-			f.lost(uint64(c.lines), err)
+			f.lost(uint64(c.Records), err)
 			return
 		}
 		f.torn = false

@@ -143,8 +143,8 @@ func TestOrderUnderLoad(t *testing.T) {
 				b.t.Fatalf("line %d was dropped", i)
 			}
 			b.line(l, id, fmt.Sprintf("worker%d", id), i)
-			if len(l.file.writers[id].active.bytes) > chunkBytes/2 {
-				b.until("room", func() bool { return len(l.file.writers[id].active.bytes) < handOver })
+			if l.file.spool.End(id).Waiting() > chunkBytes/2 {
+				b.until("room", func() bool { return l.file.spool.End(id).Waiting() < handOver })
 			}
 		}
 	}
@@ -289,7 +289,7 @@ func TestNeverBlocks(t *testing.T) {
 		f.Close()
 		lines <- bytes.Count(raw, []byte("\n"))
 	}()
-	b.until("the flusher", func() bool { return len(l.file.writers[0].active.bytes) == 0 })
+	b.until("the flusher", func() bool { return l.file.spool.End(0).Waiting() == 0 })
 	b.close()
 	if n := <-lines; n != kept {
 		t.Errorf("%d lines arrived, %d were kept", n, kept)

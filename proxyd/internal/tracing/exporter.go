@@ -2,12 +2,9 @@ package tracing
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"log/slog"
-	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +13,8 @@ import (
 	"retinue.dev/libs/fdpass"
 	"retinue.dev/libs/hello"
 	"retinue.dev/libs/region"
+	"retinue.dev/proxyd/internal/spool"
 	"retinue.dev/proxyd/internal/stream"
-	"retinue.dev/proxyd/internal/timer"
 	"retinue.dev/proxyd/internal/worker"
 	statsv1 "retinue.dev/services/api/stats/v1"
 )
@@ -50,32 +47,14 @@ type Exporter struct {
 	log        *slog.Logger
 
 	mu      sync.Mutex
-	writers []*writer
-	bell    int      // eventfd
-	event   *os.File // the same, for the flusher's end
-	ended   atomic.Bool
+	spool   *spool.Spool // nil before the first Log
+	scratch []*scratch   // by worker
+	ended   bool
 	done    chan struct{}
 
 	// The flusher's own.
 	conn *fdpass.Conn
 	away bool // told
-}
-
-// chunk is spans of one worker. It belongs to the worker, or to the flusher.
-type chunk struct {
-	spans uint32
-	bytes []byte
-}
-
-// writer is one worker's end. It has two chunks: the one that it fills, and one that is handed over, sent, or back.
-type writer struct {
-	Worker
-	exporter *Exporter
-	active   *chunk
-	handed   atomic.Pointer[chunk] // to the flusher
-	spare    atomic.Pointer[chunk] // back from it
-	timer    timer.Timer
-	scratch  scratch
 }
 
 // NewExporter makes an exporter of a generation that sends to statsd's socket of spans.
@@ -85,106 +64,74 @@ func NewExporter(socket string, generation uint64, workers []Worker, log *slog.L
 
 // spans records the spans of one connection manager. It implements stream.AccessLog for every worker.
 type spans struct {
-	config  *Config
-	writers []*writer
+	config   *Config
+	exporter *Exporter
 }
 
 // Log gives the manager's configuration its recorder, which is told of every stream at its end.
 func (e *Exporter) Log(c *Config) (stream.AccessLog, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.writers == nil {
-		if e.ended.Load() {
+	if e.spool == nil {
+		if e.ended {
 			return nil, errors.New("the process is ending")
 		}
 		if err := e.start(); err != nil {
 			return nil, err
 		}
 	}
-	return &spans{c, e.writers}, nil
+	return &spans{c, e}, nil
 }
 
-func (e *Exporter) start() error {
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("eventfd", err)
+func (e *Exporter) start() (err error) {
+	workers := make([]*worker.Worker, len(e.workers))
+	for i, w := range e.workers {
+		workers[i] = w.Worker
+		room := newScratch()
+		e.scratch = append(e.scratch, &room)
 	}
-	e.bell, e.event, e.done = fd, os.NewFile(uintptr(fd), "spans"), make(chan struct{})
-	for _, w := range e.workers {
-		end := &writer{Worker: w, exporter: e, active: newChunk(), scratch: newScratch()}
-		end.spare.Store(newChunk())
-		end.timer.Callback = end
-		e.writers = append(e.writers, end)
+	if e.spool, err = spool.New("spans", workers, spool.Sizes{Chunk: chunkBytes, HandOver: handOver, Interval: flushInterval}); err != nil {
+		return err
 	}
+	e.done = make(chan struct{})
 	go e.flush()
 	return nil
 }
-
-func newChunk() *chunk { return &chunk{bytes: make([]byte, 0, chunkBytes)} }
 
 // Log implements stream.AccessLog.
 func (l *spans) Log(s *stream.Stream) {
 	if !s.Trace.Sampled {
 		return
 	}
-	w := l.writers[s.Worker.ID]
-	if len(w.active.bytes) > chunkBytes-maxSpan-maxCall*len(s.Calls)-maxTry*len(s.Tries)-16 && !w.next() {
-		*w.Dropped++
+	id := s.Worker.ID
+	mine, room, end := &l.exporter.workers[id], l.exporter.scratch[id], l.exporter.spool.End(id)
+	c := end.Room(maxSpan + maxCall*len(s.Calls) + maxTry*len(s.Tries) + 16)
+	if c == nil {
+		*mine.Dropped++
 		return
 	}
-	if len(w.active.bytes) == 0 {
-		w.Timers.Set(&w.timer, s.Worker.Now()+flushInterval)
-	}
-	w.active.bytes = l.config.appendSpan(w.active.bytes, &w.scratch, s)
+	c.Bytes = l.config.appendSpan(c.Bytes, room, s)
 	for i := range s.Calls {
-		w.active.bytes = appendCall(w.active.bytes, &w.scratch, s, &s.Calls[i])
+		c.Bytes = appendCall(c.Bytes, room, s, &s.Calls[i])
 	}
 	for i := range s.Tries {
-		w.active.bytes = appendTry(w.active.bytes, &w.scratch, s, &s.Tries[i])
+		c.Bytes = appendTry(c.Bytes, room, s, &s.Tries[i])
 	}
 	n := 1 + len(s.Calls) + len(s.Tries)
-	w.active.spans += uint32(n)
-	*w.Recorded += uint64(n)
-	if len(w.active.bytes) >= handOver {
-		w.next()
-	}
+	*mine.Recorded += uint64(n)
+	end.Wrote(n)
 }
-
-// next hands the active chunk over and takes the other one; false when the flusher has not given that back.
-func (w *writer) next() bool {
-	spare := w.spare.Swap(nil)
-	if spare == nil {
-		return false
-	}
-	w.handed.Store(w.active)
-	w.active = spare
-	w.exporter.wake()
-	return true
-}
-
-// OnTimer hands over what has waited for the flush interval.
-func (w *writer) OnTimer(t *timer.Timer, now int64) {
-	if len(w.active.bytes) > 0 && !w.next() {
-		w.Timers.Set(t, now+flushInterval) // the flusher is behind
-	}
-}
-
-// one is what rings the bell; it never changes.
-var one = binary.NativeEndian.AppendUint64(nil, 1)
-
-// wake rings the flusher's bell. Any thread; it never blocks: a bell that rings already is EAGAIN.
-func (e *Exporter) wake() { _, _ = unix.Write(e.bell, one) }
 
 // Close sends what the workers have left, who must have stopped, as far as statsd takes it at once, and ends the flusher.
 func (e *Exporter) Close(ctx context.Context) {
 	e.mu.Lock()
-	e.ended.Store(true)
-	started := e.writers != nil
+	e.ended = true
+	started := e.spool != nil
 	e.mu.Unlock()
 	if !started {
 		return
 	}
-	e.wake()
+	e.spool.Finish()
 	select {
 	case <-e.done:
 	case <-ctx.Done():
@@ -195,29 +142,18 @@ func (e *Exporter) Close(ctx context.Context) {
 func (e *Exporter) flush() {
 	defer close(e.done)
 	defer e.hangUp()
-	buf := make([]byte, 8)
 	for {
-		ended := e.ended.Load() // before the chunks are looked at: none comes later
-		for id, w := range e.writers {
-			c := w.handed.Swap(nil)
-			if c == nil {
-				continue
-			}
-			for !e.send(id, c) && !e.ended.Load() {
+		ended := e.spool.Ended()
+		e.spool.Drain(func(worker int, c *spool.Chunk) {
+			for !e.send(worker, c) && !e.spool.Ended() {
 				time.Sleep(pause) // the workers fill their other chunk meanwhile, and drop what is more
 			}
-			c.bytes, c.spans = c.bytes[:0], 0
-			w.spare.Store(c)
-		}
+		})
 		if ended {
-			for id, w := range e.writers {
-				if w.active.spans > 0 && !e.send(id, w.active) {
-					return
-				}
-			}
+			e.spool.Rest(e.send)
 			return
 		}
-		if _, err := e.event.Read(buf); err != nil {
+		if err := e.spool.Wait(); err != nil {
 			e.log.Error("spans are exported no more: their flusher cannot wait", "error", err)
 			return
 		}
@@ -225,11 +161,11 @@ func (e *Exporter) flush() {
 }
 
 // send gives a chunk to statsd.
-func (e *Exporter) send(worker int, c *chunk) bool {
+func (e *Exporter) send(worker int, c *spool.Chunk) bool {
 	err := e.dial()
 	if err == nil {
 		var message []byte
-		if message, err = proto.Marshal(&statsv1.Spans{Generation: e.generation, Worker: uint32(worker), Count: c.spans, Spans: c.bytes}); err == nil {
+		if message, err = proto.Marshal(&statsv1.Spans{Generation: e.generation, Worker: uint32(worker), Count: uint32(c.Records), Spans: c.Bytes}); err == nil {
 			err = e.conn.Send(message, nil)
 		}
 		if err != nil {
