@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +179,79 @@ func TestTunnelHalfClose(t *testing.T) {
 	got, ended := untilEnd(c)
 	if !strings.HasSuffix(got, "got one way") || ended != io.EOF {
 		t.Errorf("%q, %v", got, ended)
+	}
+}
+
+// TestRouteUpgrades: a route has fewer upgrades than its http block; what it does not have is refused and not asked of the upstream.
+func TestRouteUpgrades(t *testing.T) {
+	st := newStage(t, `
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    access_log = access_log.all
+    upgrades   = ["websocket", "mqtt", "connect"]
+    virtual_host "all" {
+      domains = ["*"]
+      route "/none/*" {
+        cluster  = cluster.app
+        upgrades = []
+      }
+      route "/mqtt/*" {
+        cluster  = cluster.app
+        upgrades = ["mqtt"]
+      }
+      route "/*" { cluster = cluster.app }
+    }
+  }
+}
+cluster "app" { endpoints = ["APP"] }
+`)
+	asked := make(chan string, 16)
+	for _, path := range []string{"/none/x", "/mqtt/x", "/x"} {
+		st.scripts.set(path, func(c *upstreamConn) bool {
+			asked <- path
+			protocol := c.request.Header.Get("Upgrade")
+			if protocol == "" {
+				c.says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				return true
+			}
+			c.says("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\n\r\n")
+			return false
+		})
+	}
+	for _, row := range []struct {
+		path, protocol string
+		status         int
+	}{
+		{"/x", "websocket", 101}, {"/x", "mqtt", 101}, {"/x", "", 200},
+		{"/mqtt/x", "websocket", 403}, {"/mqtt/x", "websocket, MQTT", 101}, {"/mqtt/x", "", 200},
+		{"/none/x", "websocket", 403}, {"/none/x", "", 200},
+	} {
+		c := dial(t, st.Address("web"))
+		upgrade := ""
+		if row.protocol != "" {
+			upgrade = "Connection: Upgrade\r\nUpgrade: " + row.protocol + "\r\n"
+		} else {
+			upgrade = "Connection: close\r\n"
+		}
+		write(t, c, "GET "+row.path+" HTTP/1.1\r\nHost: a\r\n"+upgrade+"\r\n")
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || r.StatusCode != row.status {
+			t.Errorf("%s to %q: %v, %v; want %d", row.path, row.protocol, r, err, row.status)
+			continue
+		}
+		if row.status != http.StatusForbidden {
+			if path := <-asked; path != row.path {
+				t.Errorf("the upstream was asked for %s, want %s", path, row.path)
+			}
+			continue
+		}
+		if e := st.entry(t, c); e.Details != "upgrade_failed" {
+			t.Errorf("%s to %q: the access log says %+v", row.path, row.protocol, e)
+		}
+	}
+	if len(asked) > 0 {
+		t.Errorf("the upstream was asked for %s besides", <-asked)
 	}
 }
 

@@ -26,7 +26,7 @@ func (c *compiler) http(name string, n *schema.Node) *configv1.Http {
 				c.diags.Report(diag.DuplicateName, v.LabelRange, "Name used twice", "There is already a virtual_host %q on %s.", v.Label, schema.Place(first))
 			}
 			hosts[v.Label] = v.LabelRange
-			h.VirtualHosts = append(h.VirtualHosts, c.virtualHost(v, domains, filters))
+			h.VirtualHosts = append(h.VirtualHosts, c.virtualHost(v, domains, filters, append([]string{}, h.UpgradeTypes...)))
 			for _, r := range v.All("route") {
 				if b := r.Child("tracing"); b != nil && h.Tracing == nil {
 					c.diags.Report(diag.NoEffect, b.DefRange, "No traces", "The http block has no tracing block, so there is no sampling that a route could change.")
@@ -65,21 +65,7 @@ func (c *compiler) httpSettings(name string, n *schema.Node) *configv1.Http {
 		}
 	}
 	h.HeaderCase = c.headerCase(n.List("header_case"))
-	for _, v := range n.List("upgrades") {
-		u, _ := v.V.(string)
-		valid := u != ""
-		for i := range len(u) {
-			valid = valid && (tokenChar(u[i]) || u[i] == '/')
-		}
-		switch {
-		case !valid:
-			c.diags.Report(diag.InvalidValue, v.Range, "Invalid protocol", "%q is not a protocol name such as \"websocket\".", u)
-		case strings.EqualFold(u, "h2c"):
-			c.diags.Report(diag.InvalidValue, v.Range, "Invalid protocol", "An upgrade to h2c cannot be tunnelled: what goes through it would be seen by no filter.")
-		default:
-			h.UpgradeTypes = append(h.UpgradeTypes, strings.ToLower(u))
-		}
-	}
+	h.UpgradeTypes = c.upgrades(n.List("upgrades"), nil)
 	t := n.Child("timeouts")
 	if t == nil {
 		t = c.dec.Synthetic("timeouts", n.DefRange)
@@ -118,7 +104,7 @@ func (c *compiler) httpSettings(name string, n *schema.Node) *configv1.Http {
 }
 
 // virtualHost compiles one; domains holds those of its http so far, filters the http's plugins.
-func (c *compiler) virtualHost(n *schema.Node, domains map[string]hcl.Range, filters []*configv1.FilterUse) *configv1.VirtualHost {
+func (c *compiler) virtualHost(n *schema.Node, domains map[string]hcl.Range, filters []*configv1.FilterUse, upgrades []string) *configv1.VirtualHost {
 	c.objects++
 	v := &configv1.VirtualHost{Name: n.Label, Source: c.source(n.DefRange)}
 	list := n.List("domains")
@@ -145,7 +131,7 @@ func (c *compiler) virtualHost(n *schema.Node, domains map[string]hcl.Range, fil
 	earlier := newShadows()
 	for _, r := range n.All("route") {
 		c.within(r, func() {
-			route := c.route(r)
+			route := c.route(r, upgrades)
 			if route == nil {
 				return
 			}
@@ -162,7 +148,7 @@ func (c *compiler) virtualHost(n *schema.Node, domains map[string]hcl.Range, fil
 	return v
 }
 
-func (c *compiler) route(n *schema.Node) *configv1.Route {
+func (c *compiler) route(n *schema.Node, upgrades []string) *configv1.Route {
 	c.objects++
 	match := c.pattern(n)
 	if m := n.Child("match"); m != nil && match != nil {
@@ -204,7 +190,7 @@ func (c *compiler) route(n *schema.Node) *configv1.Route {
 		b := n.Child("respond")
 		c.within(b, func() { r.Action = &configv1.Route_Respond{Respond: c.respond(b)} })
 	default:
-		r.Action = &configv1.Route_Route{Route: c.routeAction(n, match)}
+		r.Action = &configv1.Route_Route{Route: c.routeAction(n, match, upgrades)}
 	}
 	if match == nil {
 		return nil
@@ -234,7 +220,7 @@ func (c *compiler) onlyUpstream(n *schema.Node, action string) {
 	}
 }
 
-func (c *compiler) routeAction(n *schema.Node, match *configv1.RouteMatch) *configv1.RouteAction {
+func (c *compiler) routeAction(n *schema.Node, match *configv1.RouteMatch, upgrades []string) *configv1.RouteAction {
 	a := &configv1.RouteAction{Clusters: c.targets(n), TimeoutMs: proto.Int64(n.Int("timeout"))}
 	if n.Has("idle_timeout") {
 		a.IdleTimeoutMs = proto.Int64(n.Int("idle_timeout"))
@@ -251,6 +237,9 @@ func (c *compiler) routeAction(n *schema.Node, match *configv1.RouteMatch) *conf
 		if !n.Has("split") {
 			c.diags.Report(diag.Exclusive, b.DefRange, "Nothing to stick to", "sticky chooses between the clusters of a split; this route has one cluster.")
 		}
+	}
+	if n.Has("upgrades") {
+		a.Upgrades = &configv1.RouteUpgrades{Types: c.upgrades(n.List("upgrades"), upgrades)}
 	}
 	a.HashPolicies = c.hashOn(n)
 	if n.Has("subset") {

@@ -162,6 +162,10 @@ func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
 		r.reply(s, a.status, a.body, a.contentType, stream.DetailDirectResponse)
 		return
 	}
+	if s.Upgrade && a.upgrades != nil && !a.upgrades.permits(&s.Request) {
+		s.LocalReply(403, "", 0, stream.DetailUpgradeFailed)
+		return
+	}
 	if r.target == nil {
 		r.target = r.pick(s)
 	}

@@ -82,6 +82,7 @@ type action struct {
 	path        string
 	stripQuery  bool
 
+	upgrades *Upgrades         // nil: all that the connection manager allows
 	sampling *tracing.Sampling // nil: the connection manager's
 	filters  []stream.Factory
 	request  []headerOps // of all routes, the virtual host, the route: the more specific has the last word
@@ -205,6 +206,10 @@ func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHos
 
 func (c *Compiler) forward(a *action, r *configv1.RouteAction) error {
 	a.timeout, a.idle, a.maxDuration = defaultRouteTimeout, -1, -1
+	if u := r.GetUpgrades(); u != nil {
+		allowed := NewUpgrades(u.GetTypes())
+		a.upgrades = &allowed
+	}
 	for _, w := range r.GetClusters() {
 		if w.GetWeight() == 0 && len(r.GetClusters()) > 1 {
 			continue

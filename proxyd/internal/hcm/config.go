@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"retinue.dev/libs/routing"
@@ -64,9 +63,7 @@ type Config struct {
 	clientCert  clientCertMode
 	certDetails certDetails
 
-	upgrades []string // lower case
-	anyUp    bool
-	connect  bool
+	upgrades filter.Upgrades
 }
 
 // Options are what a Config needs beyond its object.
@@ -175,38 +172,10 @@ func NewConfig(h *configv1.Http, o Options) (*Config, error) {
 	if !header.ValidValue([]byte(c.ServerName)) {
 		return nil, fmt.Errorf("server_name: %q has control characters", c.ServerName)
 	}
-	for _, name := range h.GetUpgradeTypes() {
-		switch name = strings.ToLower(name); name {
-		case "*":
-			c.anyUp = true
-		case "connect":
-			c.connect = true
-		default:
-			c.upgrades = append(c.upgrades, name)
-		}
-	}
-	c.HTTP2.Connect = c.anyUp || len(c.upgrades) > 0
+	c.upgrades = filter.NewUpgrades(h.GetUpgradeTypes())
+	c.HTTP2.Connect = c.upgrades.Protocols()
 	return c, nil
 }
 
 // maxHead bounds what the limits may be set to: a head lies in one read buffer (worker.ScratchSize).
 const maxHead = 192 << 10
-
-// upgradable tells whether the value of an Upgrade field names a protocol that is configured.
-func (c *Config) upgradable(value []byte) bool {
-	for {
-		token, rest, more := header.NextToken(value)
-		if !more {
-			return false
-		}
-		if c.anyUp {
-			return true
-		}
-		for _, name := range c.upgrades {
-			if header.EqualFold(token, name) {
-				return true
-			}
-		}
-		value = rest
-	}
-}

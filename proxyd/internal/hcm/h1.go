@@ -193,13 +193,13 @@ func (h *h1) request(x *exchange) {
 		h.turnAway(s)
 		return
 	}
-	upgrade := h.connectVerb && config.connect ||
-		head.Upgrade && head.Framing == http1.None && config.upgradable(s.Request.Get(header.Upgrade))
+	upgrade := h.connectVerb && config.upgrades.Connect() ||
+		head.Upgrade && head.Framing == http1.None && config.upgrades.Allows(s.Request.Get(header.Upgrade))
 	if failed := http1.StripHopByHop(&s.Request.Block, upgrade && !h.connectVerb, http1.Downstream); failed != nil {
 		h.refuse(failed)
 		return
 	}
-	if h.connectVerb && (!config.connect || head.Framing != http1.None) {
+	if h.connectVerb && (!config.upgrades.Connect() || head.Framing != http1.None) {
 		h.keep, h.ownClose = false, true
 		h.phase = phaseAnswer
 		reply := s.NewReply(405)

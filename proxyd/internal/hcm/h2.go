@@ -344,12 +344,12 @@ func (h *h2) request(x *h2Stream, end bool) {
 	}
 	if s.Request.MethodID() == header.MethodConnect {
 		switch protocol := s.Request.Protocol(); {
-		case len(protocol) == 0 && !config.connect:
+		case len(protocol) == 0 && !config.upgrades.Connect():
 			reply := s.NewReply(405)
 			reply.AddString(header.Allow, "", "GET, HEAD, POST, PUT, DELETE, OPTIONS, TRACE, PATCH")
 			s.SendReply(nil, "", "connect_not_allowed")
 			return
-		case len(protocol) > 0 && !config.upgradable(protocol):
+		case len(protocol) > 0 && !config.upgrades.Allows(protocol):
 			s.Refuse(501, http1.Reason(501), stream.FlagDownstreamProtocolError, "http2.protocol_not_allowed")
 			return
 		case len(protocol) > 0:

@@ -556,7 +556,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109, 0}
 }
 
 type WatchRequest struct {
@@ -4500,6 +4500,7 @@ type RouteAction struct {
 	Retry               *RetryPolicy           `protobuf:"bytes,12,opt,name=retry,proto3" json:"retry,omitempty"`                                   // none: nothing is tried again but what an idle connection lost
 	HashPolicies        []*HashPolicy          `protobuf:"bytes,40,rep,name=hash_policies,json=hashPolicies,proto3" json:"hash_policies,omitempty"` // the key of consistent hashes; without one it is random
 	Subset              []*Metadata            `protobuf:"bytes,41,rep,name=subset,proto3" json:"subset,omitempty"`                                 // of the cluster's hosts; sorted by name
+	Upgrades            *RouteUpgrades         `protobuf:"bytes,42,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                             // unset: whatever the connection manager allows
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -4632,6 +4633,58 @@ func (x *RouteAction) GetSubset() []*Metadata {
 	return nil
 }
 
+func (x *RouteAction) GetUpgrades() *RouteUpgrades {
+	if x != nil {
+		return x.Upgrades
+	}
+	return nil
+}
+
+// RouteUpgrades narrows what a connection manager's upgrade_types allow. Others are answered 403.
+type RouteUpgrades struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Types         []string               `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"` // as upgrade_types
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteUpgrades) Reset() {
+	*x = RouteUpgrades{}
+	mi := &file_config_v1_config_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteUpgrades) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteUpgrades) ProtoMessage() {}
+
+func (x *RouteUpgrades) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteUpgrades.ProtoReflect.Descriptor instead.
+func (*RouteUpgrades) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *RouteUpgrades) GetTypes() []string {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
 // HashPolicy is one part of a request's key. Parts are combined in order; one that the request does not have adds nothing.
 type HashPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4649,7 +4702,7 @@ type HashPolicy struct {
 
 func (x *HashPolicy) Reset() {
 	*x = HashPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[44]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4661,7 +4714,7 @@ func (x *HashPolicy) String() string {
 func (*HashPolicy) ProtoMessage() {}
 
 func (x *HashPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[44]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4674,7 +4727,7 @@ func (x *HashPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashPolicy.ProtoReflect.Descriptor instead.
 func (*HashPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HashPolicy) GetKind() isHashPolicy_Kind {
@@ -4766,7 +4819,7 @@ type HashCookie struct {
 
 func (x *HashCookie) Reset() {
 	*x = HashCookie{}
-	mi := &file_config_v1_config_proto_msgTypes[45]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4778,7 +4831,7 @@ func (x *HashCookie) String() string {
 func (*HashCookie) ProtoMessage() {}
 
 func (x *HashCookie) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[45]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4791,7 +4844,7 @@ func (x *HashCookie) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashCookie.ProtoReflect.Descriptor instead.
 func (*HashCookie) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *HashCookie) GetName() string {
@@ -4829,7 +4882,7 @@ type Sticky struct {
 
 func (x *Sticky) Reset() {
 	*x = Sticky{}
-	mi := &file_config_v1_config_proto_msgTypes[46]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4841,7 +4894,7 @@ func (x *Sticky) String() string {
 func (*Sticky) ProtoMessage() {}
 
 func (x *Sticky) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[46]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4854,7 +4907,7 @@ func (x *Sticky) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sticky.ProtoReflect.Descriptor instead.
 func (*Sticky) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Sticky) GetCookie() string {
@@ -4903,7 +4956,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_config_v1_config_proto_msgTypes[47]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4915,7 +4968,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[47]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4928,7 +4981,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Mirror) GetCluster() string {
@@ -4955,7 +5008,7 @@ type RegexRewrite struct {
 
 func (x *RegexRewrite) Reset() {
 	*x = RegexRewrite{}
-	mi := &file_config_v1_config_proto_msgTypes[48]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4967,7 +5020,7 @@ func (x *RegexRewrite) String() string {
 func (*RegexRewrite) ProtoMessage() {}
 
 func (x *RegexRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[48]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4980,7 +5033,7 @@ func (x *RegexRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegexRewrite.ProtoReflect.Descriptor instead.
 func (*RegexRewrite) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RegexRewrite) GetPattern() string {
@@ -5009,7 +5062,7 @@ type QueryRewrite struct {
 
 func (x *QueryRewrite) Reset() {
 	*x = QueryRewrite{}
-	mi := &file_config_v1_config_proto_msgTypes[49]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5021,7 +5074,7 @@ func (x *QueryRewrite) String() string {
 func (*QueryRewrite) ProtoMessage() {}
 
 func (x *QueryRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[49]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5034,7 +5087,7 @@ func (x *QueryRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryRewrite.ProtoReflect.Descriptor instead.
 func (*QueryRewrite) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *QueryRewrite) GetClear() bool {
@@ -5068,7 +5121,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_config_v1_config_proto_msgTypes[50]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5080,7 +5133,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[50]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5093,7 +5146,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Parameter) GetName() string {
@@ -5132,7 +5185,7 @@ type RetryPolicy struct {
 
 func (x *RetryPolicy) Reset() {
 	*x = RetryPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[51]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5197,7 @@ func (x *RetryPolicy) String() string {
 func (*RetryPolicy) ProtoMessage() {}
 
 func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[51]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5210,7 @@ func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
 func (*RetryPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RetryPolicy) GetOn() []string {
@@ -5246,7 +5299,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_config_v1_config_proto_msgTypes[52]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5258,7 +5311,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[52]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5271,7 +5324,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Redirect) GetScheme() string {
@@ -5341,7 +5394,7 @@ type Respond struct {
 
 func (x *Respond) Reset() {
 	*x = Respond{}
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5353,7 +5406,7 @@ func (x *Respond) String() string {
 func (*Respond) ProtoMessage() {}
 
 func (x *Respond) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5366,7 +5419,7 @@ func (x *Respond) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Respond.ProtoReflect.Descriptor instead.
 func (*Respond) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Respond) GetStatus() uint32 {
@@ -5402,7 +5455,7 @@ type HeaderOps struct {
 
 func (x *HeaderOps) Reset() {
 	*x = HeaderOps{}
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5414,7 +5467,7 @@ func (x *HeaderOps) String() string {
 func (*HeaderOps) ProtoMessage() {}
 
 func (x *HeaderOps) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5427,7 +5480,7 @@ func (x *HeaderOps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderOps.ProtoReflect.Descriptor instead.
 func (*HeaderOps) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *HeaderOps) GetSet() []*Header {
@@ -5468,7 +5521,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5480,7 +5533,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5493,7 +5546,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Header) GetName() string {
@@ -5545,7 +5598,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_config_v1_config_proto_msgTypes[56]
+	mi := &file_config_v1_config_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5557,7 +5610,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[56]
+	mi := &file_config_v1_config_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5570,7 +5623,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Cluster) GetName() string {
@@ -5773,7 +5826,7 @@ type RingHash struct {
 
 func (x *RingHash) Reset() {
 	*x = RingHash{}
-	mi := &file_config_v1_config_proto_msgTypes[57]
+	mi := &file_config_v1_config_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5785,7 +5838,7 @@ func (x *RingHash) String() string {
 func (*RingHash) ProtoMessage() {}
 
 func (x *RingHash) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[57]
+	mi := &file_config_v1_config_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5798,7 +5851,7 @@ func (x *RingHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingHash.ProtoReflect.Descriptor instead.
 func (*RingHash) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{57}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RingHash) GetMinSize() uint64 {
@@ -5825,7 +5878,7 @@ type Maglev struct {
 
 func (x *Maglev) Reset() {
 	*x = Maglev{}
-	mi := &file_config_v1_config_proto_msgTypes[58]
+	mi := &file_config_v1_config_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5837,7 +5890,7 @@ func (x *Maglev) String() string {
 func (*Maglev) ProtoMessage() {}
 
 func (x *Maglev) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[58]
+	mi := &file_config_v1_config_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5850,7 +5903,7 @@ func (x *Maglev) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maglev.ProtoReflect.Descriptor instead.
 func (*Maglev) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{58}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Maglev) GetTableSize() uint32 {
@@ -5870,7 +5923,7 @@ type LocalityWeight struct {
 
 func (x *LocalityWeight) Reset() {
 	*x = LocalityWeight{}
-	mi := &file_config_v1_config_proto_msgTypes[59]
+	mi := &file_config_v1_config_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5882,7 +5935,7 @@ func (x *LocalityWeight) String() string {
 func (*LocalityWeight) ProtoMessage() {}
 
 func (x *LocalityWeight) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[59]
+	mi := &file_config_v1_config_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5895,7 +5948,7 @@ func (x *LocalityWeight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalityWeight.ProtoReflect.Descriptor instead.
 func (*LocalityWeight) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{59}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *LocalityWeight) GetLocality() string {
@@ -5925,7 +5978,7 @@ type SlowStart struct {
 
 func (x *SlowStart) Reset() {
 	*x = SlowStart{}
-	mi := &file_config_v1_config_proto_msgTypes[60]
+	mi := &file_config_v1_config_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5937,7 +5990,7 @@ func (x *SlowStart) String() string {
 func (*SlowStart) ProtoMessage() {}
 
 func (x *SlowStart) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[60]
+	mi := &file_config_v1_config_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5950,7 +6003,7 @@ func (x *SlowStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowStart.ProtoReflect.Descriptor instead.
 func (*SlowStart) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{60}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SlowStart) GetWindowMs() int64 {
@@ -5986,7 +6039,7 @@ type SubsetSelector struct {
 
 func (x *SubsetSelector) Reset() {
 	*x = SubsetSelector{}
-	mi := &file_config_v1_config_proto_msgTypes[61]
+	mi := &file_config_v1_config_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5998,7 +6051,7 @@ func (x *SubsetSelector) String() string {
 func (*SubsetSelector) ProtoMessage() {}
 
 func (x *SubsetSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[61]
+	mi := &file_config_v1_config_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6011,7 +6064,7 @@ func (x *SubsetSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubsetSelector.ProtoReflect.Descriptor instead.
 func (*SubsetSelector) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{61}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SubsetSelector) GetKeys() []string {
@@ -6045,7 +6098,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_config_v1_config_proto_msgTypes[62]
+	mi := &file_config_v1_config_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6057,7 +6110,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[62]
+	mi := &file_config_v1_config_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6070,7 +6123,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{62}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Metadata) GetName() string {
@@ -6108,7 +6161,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[63]
+	mi := &file_config_v1_config_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6120,7 +6173,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[63]
+	mi := &file_config_v1_config_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6133,7 +6186,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{63}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *HealthCheck) GetKind() isHealthCheck_Kind {
@@ -6246,7 +6299,7 @@ type HttpCheck struct {
 
 func (x *HttpCheck) Reset() {
 	*x = HttpCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[64]
+	mi := &file_config_v1_config_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6258,7 +6311,7 @@ func (x *HttpCheck) String() string {
 func (*HttpCheck) ProtoMessage() {}
 
 func (x *HttpCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[64]
+	mi := &file_config_v1_config_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6271,7 +6324,7 @@ func (x *HttpCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpCheck.ProtoReflect.Descriptor instead.
 func (*HttpCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{64}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *HttpCheck) GetPath() string {
@@ -6310,7 +6363,7 @@ type TcpCheck struct {
 
 func (x *TcpCheck) Reset() {
 	*x = TcpCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[65]
+	mi := &file_config_v1_config_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6322,7 +6375,7 @@ func (x *TcpCheck) String() string {
 func (*TcpCheck) ProtoMessage() {}
 
 func (x *TcpCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[65]
+	mi := &file_config_v1_config_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6335,7 +6388,7 @@ func (x *TcpCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpCheck.ProtoReflect.Descriptor instead.
 func (*TcpCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{65}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{66}
 }
 
 type GrpcCheck struct {
@@ -6348,7 +6401,7 @@ type GrpcCheck struct {
 
 func (x *GrpcCheck) Reset() {
 	*x = GrpcCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[66]
+	mi := &file_config_v1_config_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6360,7 +6413,7 @@ func (x *GrpcCheck) String() string {
 func (*GrpcCheck) ProtoMessage() {}
 
 func (x *GrpcCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[66]
+	mi := &file_config_v1_config_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6373,7 +6426,7 @@ func (x *GrpcCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrpcCheck.ProtoReflect.Descriptor instead.
 func (*GrpcCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{66}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GrpcCheck) GetService() string {
@@ -6408,7 +6461,7 @@ type OutlierDetection struct {
 
 func (x *OutlierDetection) Reset() {
 	*x = OutlierDetection{}
-	mi := &file_config_v1_config_proto_msgTypes[67]
+	mi := &file_config_v1_config_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6420,7 +6473,7 @@ func (x *OutlierDetection) String() string {
 func (*OutlierDetection) ProtoMessage() {}
 
 func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[67]
+	mi := &file_config_v1_config_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6433,7 +6486,7 @@ func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutlierDetection.ProtoReflect.Descriptor instead.
 func (*OutlierDetection) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{67}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *OutlierDetection) GetConsecutive_5Xx() uint32 {
@@ -6514,7 +6567,7 @@ type Discovery struct {
 
 func (x *Discovery) Reset() {
 	*x = Discovery{}
-	mi := &file_config_v1_config_proto_msgTypes[68]
+	mi := &file_config_v1_config_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6526,7 +6579,7 @@ func (x *Discovery) String() string {
 func (*Discovery) ProtoMessage() {}
 
 func (x *Discovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[68]
+	mi := &file_config_v1_config_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6539,7 +6592,7 @@ func (x *Discovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
 func (*Discovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Discovery) GetKind() isDiscovery_Kind {
@@ -6598,7 +6651,7 @@ type DnsDiscovery struct {
 
 func (x *DnsDiscovery) Reset() {
 	*x = DnsDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[69]
+	mi := &file_config_v1_config_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6610,7 +6663,7 @@ func (x *DnsDiscovery) String() string {
 func (*DnsDiscovery) ProtoMessage() {}
 
 func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[69]
+	mi := &file_config_v1_config_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6623,7 +6676,7 @@ func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsDiscovery.ProtoReflect.Descriptor instead.
 func (*DnsDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{69}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DnsDiscovery) GetHost() string {
@@ -6684,7 +6737,7 @@ type FileDiscovery struct {
 
 func (x *FileDiscovery) Reset() {
 	*x = FileDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[70]
+	mi := &file_config_v1_config_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6696,7 +6749,7 @@ func (x *FileDiscovery) String() string {
 func (*FileDiscovery) ProtoMessage() {}
 
 func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[70]
+	mi := &file_config_v1_config_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6709,7 +6762,7 @@ func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileDiscovery.ProtoReflect.Descriptor instead.
 func (*FileDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{70}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *FileDiscovery) GetPath() string {
@@ -6733,7 +6786,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6745,7 +6798,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6758,7 +6811,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -6810,7 +6863,7 @@ type CircuitBreaker struct {
 
 func (x *CircuitBreaker) Reset() {
 	*x = CircuitBreaker{}
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6822,7 +6875,7 @@ func (x *CircuitBreaker) String() string {
 func (*CircuitBreaker) ProtoMessage() {}
 
 func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6835,7 +6888,7 @@ func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
 func (*CircuitBreaker) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CircuitBreaker) GetMaxConnections() uint32 {
@@ -6885,7 +6938,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6897,7 +6950,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6910,7 +6963,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *AccessLog) GetName() string {
@@ -6951,7 +7004,7 @@ type JsonField struct {
 
 func (x *JsonField) Reset() {
 	*x = JsonField{}
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6963,7 +7016,7 @@ func (x *JsonField) String() string {
 func (*JsonField) ProtoMessage() {}
 
 func (x *JsonField) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6976,7 +7029,7 @@ func (x *JsonField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonField.ProtoReflect.Descriptor instead.
 func (*JsonField) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *JsonField) GetName() string {
@@ -7014,7 +7067,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7026,7 +7079,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7039,7 +7092,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Plugin) GetName() string {
@@ -7138,7 +7191,7 @@ type FilterUse struct {
 
 func (x *FilterUse) Reset() {
 	*x = FilterUse{}
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7150,7 +7203,7 @@ func (x *FilterUse) String() string {
 func (*FilterUse) ProtoMessage() {}
 
 func (x *FilterUse) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7163,7 +7216,7 @@ func (x *FilterUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterUse.ProtoReflect.Descriptor instead.
 func (*FilterUse) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *FilterUse) GetPlugin() string {
@@ -7216,7 +7269,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7228,7 +7281,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7241,7 +7294,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Filter) GetName() string {
@@ -7522,7 +7575,7 @@ type ExtAuthzFilter struct {
 
 func (x *ExtAuthzFilter) Reset() {
 	*x = ExtAuthzFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7534,7 +7587,7 @@ func (x *ExtAuthzFilter) String() string {
 func (*ExtAuthzFilter) ProtoMessage() {}
 
 func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7547,7 +7600,7 @@ func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtAuthzFilter.ProtoReflect.Descriptor instead.
 func (*ExtAuthzFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ExtAuthzFilter) GetCluster() string {
@@ -7698,7 +7751,7 @@ type GlobalRateLimitFilter struct {
 
 func (x *GlobalRateLimitFilter) Reset() {
 	*x = GlobalRateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7710,7 +7763,7 @@ func (x *GlobalRateLimitFilter) String() string {
 func (*GlobalRateLimitFilter) ProtoMessage() {}
 
 func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7723,7 +7776,7 @@ func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalRateLimitFilter.ProtoReflect.Descriptor instead.
 func (*GlobalRateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GlobalRateLimitFilter) GetCluster() string {
@@ -7820,7 +7873,7 @@ type RateLimitDescriptor struct {
 
 func (x *RateLimitDescriptor) Reset() {
 	*x = RateLimitDescriptor{}
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7832,7 +7885,7 @@ func (x *RateLimitDescriptor) String() string {
 func (*RateLimitDescriptor) ProtoMessage() {}
 
 func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7845,7 +7898,7 @@ func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitDescriptor.ProtoReflect.Descriptor instead.
 func (*RateLimitDescriptor) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RateLimitDescriptor) GetActions() []*RateLimitAction {
@@ -7875,7 +7928,7 @@ type RateLimitAction struct {
 
 func (x *RateLimitAction) Reset() {
 	*x = RateLimitAction{}
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7887,7 +7940,7 @@ func (x *RateLimitAction) String() string {
 func (*RateLimitAction) ProtoMessage() {}
 
 func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7900,7 +7953,7 @@ func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitAction.ProtoReflect.Descriptor instead.
 func (*RateLimitAction) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RateLimitAction) GetKey() string {
@@ -8030,7 +8083,7 @@ type AddressMask struct {
 
 func (x *AddressMask) Reset() {
 	*x = AddressMask{}
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8042,7 +8095,7 @@ func (x *AddressMask) String() string {
 func (*AddressMask) ProtoMessage() {}
 
 func (x *AddressMask) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8055,7 +8108,7 @@ func (x *AddressMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMask.ProtoReflect.Descriptor instead.
 func (*AddressMask) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *AddressMask) GetWhole() bool {
@@ -8090,7 +8143,7 @@ type RateLimitMatch struct {
 
 func (x *RateLimitMatch) Reset() {
 	*x = RateLimitMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8102,7 +8155,7 @@ func (x *RateLimitMatch) String() string {
 func (*RateLimitMatch) ProtoMessage() {}
 
 func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8115,7 +8168,7 @@ func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitMatch.ProtoReflect.Descriptor instead.
 func (*RateLimitMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RateLimitMatch) GetValue() string {
@@ -8154,7 +8207,7 @@ type JwtFilter struct {
 
 func (x *JwtFilter) Reset() {
 	*x = JwtFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8166,7 +8219,7 @@ func (x *JwtFilter) String() string {
 func (*JwtFilter) ProtoMessage() {}
 
 func (x *JwtFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8179,7 +8232,7 @@ func (x *JwtFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtFilter.ProtoReflect.Descriptor instead.
 func (*JwtFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *JwtFilter) GetProviders() []*JwtProvider {
@@ -8234,7 +8287,7 @@ type JwtRequirement struct {
 
 func (x *JwtRequirement) Reset() {
 	*x = JwtRequirement{}
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8246,7 +8299,7 @@ func (x *JwtRequirement) String() string {
 func (*JwtRequirement) ProtoMessage() {}
 
 func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8259,7 +8312,7 @@ func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirement.ProtoReflect.Descriptor instead.
 func (*JwtRequirement) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *JwtRequirement) GetProvider() string {
@@ -8303,7 +8356,7 @@ type JwtProvider struct {
 
 func (x *JwtProvider) Reset() {
 	*x = JwtProvider{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8315,7 +8368,7 @@ func (x *JwtProvider) String() string {
 func (*JwtProvider) ProtoMessage() {}
 
 func (x *JwtProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8328,7 +8381,7 @@ func (x *JwtProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
 func (*JwtProvider) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *JwtProvider) GetName() string {
@@ -8467,7 +8520,7 @@ type JwtHeader struct {
 
 func (x *JwtHeader) Reset() {
 	*x = JwtHeader{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8479,7 +8532,7 @@ func (x *JwtHeader) String() string {
 func (*JwtHeader) ProtoMessage() {}
 
 func (x *JwtHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8492,7 +8545,7 @@ func (x *JwtHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtHeader.ProtoReflect.Descriptor instead.
 func (*JwtHeader) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JwtHeader) GetName() string {
@@ -8519,7 +8572,7 @@ type JwtClaim struct {
 
 func (x *JwtClaim) Reset() {
 	*x = JwtClaim{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8531,7 +8584,7 @@ func (x *JwtClaim) String() string {
 func (*JwtClaim) ProtoMessage() {}
 
 func (x *JwtClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8544,7 +8597,7 @@ func (x *JwtClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtClaim.ProtoReflect.Descriptor instead.
 func (*JwtClaim) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *JwtClaim) GetHeader() string {
@@ -8575,7 +8628,7 @@ type RemoteJwks struct {
 
 func (x *RemoteJwks) Reset() {
 	*x = RemoteJwks{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8587,7 +8640,7 @@ func (x *RemoteJwks) String() string {
 func (*RemoteJwks) ProtoMessage() {}
 
 func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8600,7 +8653,7 @@ func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteJwks.ProtoReflect.Descriptor instead.
 func (*RemoteJwks) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RemoteJwks) GetCluster() string {
@@ -8649,7 +8702,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8661,7 +8714,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8674,7 +8727,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -8709,7 +8762,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8721,7 +8774,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8734,7 +8787,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -8818,7 +8871,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8830,7 +8883,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8843,7 +8896,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -8925,7 +8978,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8937,7 +8990,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8950,7 +9003,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -9013,7 +9066,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9025,7 +9078,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9038,7 +9091,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -9065,7 +9118,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9077,7 +9130,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9090,7 +9143,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -9120,7 +9173,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9132,7 +9185,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9145,7 +9198,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -9188,7 +9241,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9200,7 +9253,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9213,7 +9266,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -9252,7 +9305,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9264,7 +9317,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9277,7 +9330,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -9334,7 +9387,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9346,7 +9399,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9359,7 +9412,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -9393,7 +9446,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9405,7 +9458,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9418,7 +9471,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -9439,7 +9492,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9451,7 +9504,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9464,7 +9517,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -9494,7 +9547,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9506,7 +9559,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9519,7 +9572,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -9563,7 +9616,7 @@ type HealthCheckFilter struct {
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9575,7 +9628,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9588,7 +9641,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -9629,7 +9682,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9641,7 +9694,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9654,7 +9707,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -9684,7 +9737,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9696,7 +9749,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9709,7 +9762,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -9755,7 +9808,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9767,7 +9820,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9780,7 +9833,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -9836,7 +9889,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9848,7 +9901,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9861,7 +9914,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Stats) GetListen() string {
@@ -9901,7 +9954,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9913,7 +9966,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9926,7 +9979,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -9993,7 +10046,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10005,7 +10058,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10018,7 +10071,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -10073,7 +10126,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10085,7 +10138,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10098,7 +10151,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -10124,7 +10177,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10136,7 +10189,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10149,7 +10202,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -10171,7 +10224,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10183,7 +10236,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10196,7 +10249,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -10239,7 +10292,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10251,7 +10304,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10264,7 +10317,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -10299,7 +10352,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10311,7 +10364,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10324,7 +10377,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -10357,7 +10410,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10369,7 +10422,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10382,7 +10435,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -10402,7 +10455,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10414,7 +10467,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10427,7 +10480,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -10453,7 +10506,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10465,7 +10518,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10478,7 +10531,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -10499,7 +10552,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10511,7 +10564,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10524,7 +10577,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -10563,7 +10616,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10575,7 +10628,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10588,7 +10641,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -10648,7 +10701,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10660,7 +10713,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10673,7 +10726,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 type ReloadReply struct {
@@ -10689,7 +10742,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10701,7 +10754,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10714,7 +10767,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -10760,7 +10813,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10772,7 +10825,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10785,7 +10838,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 type StatusReply struct {
@@ -10805,7 +10858,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10817,7 +10870,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10830,7 +10883,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -10915,7 +10968,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10927,7 +10980,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10940,7 +10993,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -11019,7 +11072,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11031,7 +11084,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11044,7 +11097,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -11096,7 +11149,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11108,7 +11161,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11121,7 +11174,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -11174,7 +11227,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11186,7 +11239,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11199,7 +11252,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 type HistoryReply struct {
@@ -11211,7 +11264,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11223,7 +11276,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11236,7 +11289,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -11259,7 +11312,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11271,7 +11324,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11284,7 +11337,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -11334,7 +11387,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11346,7 +11399,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11359,7 +11412,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -11390,7 +11443,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11402,7 +11455,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11415,7 +11468,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -11477,7 +11530,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11489,7 +11542,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11502,7 +11555,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -11571,7 +11624,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11583,7 +11636,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11596,7 +11649,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -11626,7 +11679,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11638,7 +11691,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11651,7 +11704,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -11700,7 +11753,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11712,7 +11765,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11725,7 +11778,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -11762,7 +11815,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11774,7 +11827,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11787,7 +11840,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -12182,7 +12235,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04test\"/\n" +
 	"\x05Range\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x03R\x03end\"\xcb\x06\n" +
+	"\x03end\x18\x02 \x01(\x03R\x03end\"\x89\a\n" +
 	"\vRouteAction\x12>\n" +
 	"\bclusters\x18\x01 \x03(\v2\".retinue.config.v1.WeightedClusterR\bclusters\x12\"\n" +
 	"\n" +
@@ -12199,11 +12252,14 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\rquery_rewrite\x18\v \x01(\v2\x1f.retinue.config.v1.QueryRewriteR\fqueryRewrite\x124\n" +
 	"\x05retry\x18\f \x01(\v2\x1e.retinue.config.v1.RetryPolicyR\x05retry\x12B\n" +
 	"\rhash_policies\x18( \x03(\v2\x1d.retinue.config.v1.HashPolicyR\fhashPolicies\x123\n" +
-	"\x06subset\x18) \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subsetB\r\n" +
+	"\x06subset\x18) \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\x12<\n" +
+	"\bupgrades\x18* \x01(\v2 .retinue.config.v1.RouteUpgradesR\bupgradesB\r\n" +
 	"\v_timeout_msB\x12\n" +
 	"\x10_idle_timeout_msB\x11\n" +
 	"\x0f_prefix_rewriteB\x19\n" +
-	"\x17_max_stream_duration_ms\"\xb5\x01\n" +
+	"\x17_max_stream_duration_ms\"%\n" +
+	"\rRouteUpgrades\x12\x14\n" +
+	"\x05types\x18\x01 \x03(\tR\x05types\"\xb5\x01\n" +
 	"\n" +
 	"HashPolicy\x12\x18\n" +
 	"\x06header\x18\x01 \x01(\tH\x00R\x06header\x127\n" +
@@ -12904,7 +12960,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 137)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 138)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -12960,110 +13016,111 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*FieldMatch)(nil),            // 51: retinue.config.v1.FieldMatch
 	(*Range)(nil),                 // 52: retinue.config.v1.Range
 	(*RouteAction)(nil),           // 53: retinue.config.v1.RouteAction
-	(*HashPolicy)(nil),            // 54: retinue.config.v1.HashPolicy
-	(*HashCookie)(nil),            // 55: retinue.config.v1.HashCookie
-	(*Sticky)(nil),                // 56: retinue.config.v1.Sticky
-	(*Mirror)(nil),                // 57: retinue.config.v1.Mirror
-	(*RegexRewrite)(nil),          // 58: retinue.config.v1.RegexRewrite
-	(*QueryRewrite)(nil),          // 59: retinue.config.v1.QueryRewrite
-	(*Parameter)(nil),             // 60: retinue.config.v1.Parameter
-	(*RetryPolicy)(nil),           // 61: retinue.config.v1.RetryPolicy
-	(*Redirect)(nil),              // 62: retinue.config.v1.Redirect
-	(*Respond)(nil),               // 63: retinue.config.v1.Respond
-	(*HeaderOps)(nil),             // 64: retinue.config.v1.HeaderOps
-	(*Header)(nil),                // 65: retinue.config.v1.Header
-	(*Cluster)(nil),               // 66: retinue.config.v1.Cluster
-	(*RingHash)(nil),              // 67: retinue.config.v1.RingHash
-	(*Maglev)(nil),                // 68: retinue.config.v1.Maglev
-	(*LocalityWeight)(nil),        // 69: retinue.config.v1.LocalityWeight
-	(*SlowStart)(nil),             // 70: retinue.config.v1.SlowStart
-	(*SubsetSelector)(nil),        // 71: retinue.config.v1.SubsetSelector
-	(*Metadata)(nil),              // 72: retinue.config.v1.Metadata
-	(*HealthCheck)(nil),           // 73: retinue.config.v1.HealthCheck
-	(*HttpCheck)(nil),             // 74: retinue.config.v1.HttpCheck
-	(*TcpCheck)(nil),              // 75: retinue.config.v1.TcpCheck
-	(*GrpcCheck)(nil),             // 76: retinue.config.v1.GrpcCheck
-	(*OutlierDetection)(nil),      // 77: retinue.config.v1.OutlierDetection
-	(*Discovery)(nil),             // 78: retinue.config.v1.Discovery
-	(*DnsDiscovery)(nil),          // 79: retinue.config.v1.DnsDiscovery
-	(*FileDiscovery)(nil),         // 80: retinue.config.v1.FileDiscovery
-	(*Endpoint)(nil),              // 81: retinue.config.v1.Endpoint
-	(*CircuitBreaker)(nil),        // 82: retinue.config.v1.CircuitBreaker
-	(*AccessLog)(nil),             // 83: retinue.config.v1.AccessLog
-	(*JsonField)(nil),             // 84: retinue.config.v1.JsonField
-	(*Plugin)(nil),                // 85: retinue.config.v1.Plugin
-	(*FilterUse)(nil),             // 86: retinue.config.v1.FilterUse
-	(*Filter)(nil),                // 87: retinue.config.v1.Filter
-	(*ExtAuthzFilter)(nil),        // 88: retinue.config.v1.ExtAuthzFilter
-	(*GlobalRateLimitFilter)(nil), // 89: retinue.config.v1.GlobalRateLimitFilter
-	(*RateLimitDescriptor)(nil),   // 90: retinue.config.v1.RateLimitDescriptor
-	(*RateLimitAction)(nil),       // 91: retinue.config.v1.RateLimitAction
-	(*AddressMask)(nil),           // 92: retinue.config.v1.AddressMask
-	(*RateLimitMatch)(nil),        // 93: retinue.config.v1.RateLimitMatch
-	(*JwtFilter)(nil),             // 94: retinue.config.v1.JwtFilter
-	(*JwtRequirement)(nil),        // 95: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 96: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 97: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 98: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 99: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 100: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 101: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 102: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 103: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 104: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 105: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 106: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 107: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 108: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 109: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 110: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 111: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 112: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 113: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 114: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 115: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 116: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 117: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 118: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 119: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 120: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 121: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 122: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 123: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 124: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 125: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 126: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 127: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 128: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 129: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 130: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 131: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 132: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 133: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 134: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 135: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 136: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 137: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 138: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 139: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 140: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 141: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 142: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 143: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 144: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 145: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 146: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 147: retinue.suite.v1.Hello
+	(*RouteUpgrades)(nil),         // 54: retinue.config.v1.RouteUpgrades
+	(*HashPolicy)(nil),            // 55: retinue.config.v1.HashPolicy
+	(*HashCookie)(nil),            // 56: retinue.config.v1.HashCookie
+	(*Sticky)(nil),                // 57: retinue.config.v1.Sticky
+	(*Mirror)(nil),                // 58: retinue.config.v1.Mirror
+	(*RegexRewrite)(nil),          // 59: retinue.config.v1.RegexRewrite
+	(*QueryRewrite)(nil),          // 60: retinue.config.v1.QueryRewrite
+	(*Parameter)(nil),             // 61: retinue.config.v1.Parameter
+	(*RetryPolicy)(nil),           // 62: retinue.config.v1.RetryPolicy
+	(*Redirect)(nil),              // 63: retinue.config.v1.Redirect
+	(*Respond)(nil),               // 64: retinue.config.v1.Respond
+	(*HeaderOps)(nil),             // 65: retinue.config.v1.HeaderOps
+	(*Header)(nil),                // 66: retinue.config.v1.Header
+	(*Cluster)(nil),               // 67: retinue.config.v1.Cluster
+	(*RingHash)(nil),              // 68: retinue.config.v1.RingHash
+	(*Maglev)(nil),                // 69: retinue.config.v1.Maglev
+	(*LocalityWeight)(nil),        // 70: retinue.config.v1.LocalityWeight
+	(*SlowStart)(nil),             // 71: retinue.config.v1.SlowStart
+	(*SubsetSelector)(nil),        // 72: retinue.config.v1.SubsetSelector
+	(*Metadata)(nil),              // 73: retinue.config.v1.Metadata
+	(*HealthCheck)(nil),           // 74: retinue.config.v1.HealthCheck
+	(*HttpCheck)(nil),             // 75: retinue.config.v1.HttpCheck
+	(*TcpCheck)(nil),              // 76: retinue.config.v1.TcpCheck
+	(*GrpcCheck)(nil),             // 77: retinue.config.v1.GrpcCheck
+	(*OutlierDetection)(nil),      // 78: retinue.config.v1.OutlierDetection
+	(*Discovery)(nil),             // 79: retinue.config.v1.Discovery
+	(*DnsDiscovery)(nil),          // 80: retinue.config.v1.DnsDiscovery
+	(*FileDiscovery)(nil),         // 81: retinue.config.v1.FileDiscovery
+	(*Endpoint)(nil),              // 82: retinue.config.v1.Endpoint
+	(*CircuitBreaker)(nil),        // 83: retinue.config.v1.CircuitBreaker
+	(*AccessLog)(nil),             // 84: retinue.config.v1.AccessLog
+	(*JsonField)(nil),             // 85: retinue.config.v1.JsonField
+	(*Plugin)(nil),                // 86: retinue.config.v1.Plugin
+	(*FilterUse)(nil),             // 87: retinue.config.v1.FilterUse
+	(*Filter)(nil),                // 88: retinue.config.v1.Filter
+	(*ExtAuthzFilter)(nil),        // 89: retinue.config.v1.ExtAuthzFilter
+	(*GlobalRateLimitFilter)(nil), // 90: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 91: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 92: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 93: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 94: retinue.config.v1.RateLimitMatch
+	(*JwtFilter)(nil),             // 95: retinue.config.v1.JwtFilter
+	(*JwtRequirement)(nil),        // 96: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 97: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 98: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 99: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 100: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 101: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 102: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 103: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 104: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 105: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 106: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 107: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 108: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 109: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 110: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 111: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 112: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 113: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 114: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 115: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 116: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 117: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 118: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 119: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 120: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 121: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 122: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 123: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 124: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 125: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 126: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 127: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 128: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 129: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 130: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 131: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 132: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 133: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 134: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 135: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 136: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 137: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 138: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 139: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 140: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 141: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 142: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 143: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 144: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 145: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 146: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 147: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 148: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	11,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	12,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	13,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	15,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	147, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	148, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	14,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	147, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	148, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	17,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	21,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	22,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -13071,20 +13128,20 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	23,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	25,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	18,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	126, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	123, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	127, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	124, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	19,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	20,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	26,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
 	31,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
 	40,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
-	66,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
-	83,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	117, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	67,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
+	84,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
+	118, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	35,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
-	85,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
-	87,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	119, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	86,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
+	88,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
+	120, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	28,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	27,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	27,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -13097,179 +13154,180 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	38,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
 	33,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
 	36,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
-	86,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
+	87,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
 	39,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
-	86,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
-	64,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
-	64,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
-	72,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
+	87,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
+	65,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
+	65,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
+	73,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
 	48,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
 	46,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
 	47,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
 	24,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
-	64,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
-	64,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
+	65,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
+	65,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
 	45,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
 	44,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
-	86,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
+	87,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
 	41,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
 	1,   // 57: retinue.config.v1.HttpTracing.accept:type_name -> retinue.config.v1.TraceFormat
 	1,   // 58: retinue.config.v1.HttpTracing.propagate:type_name -> retinue.config.v1.TraceFormat
 	43,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
 	2,   // 60: retinue.config.v1.PathOptions.escaped_slashes:type_name -> retinue.config.v1.EscapedSlashes
 	49,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
-	64,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
-	64,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
+	65,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
+	65,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
 	24,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
-	86,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
+	87,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
 	50,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
 	53,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
-	62,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
-	63,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
-	64,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
-	64,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
+	63,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
+	64,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
+	65,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
+	65,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
 	24,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
-	86,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
+	87,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
 	42,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
 	51,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
 	51,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
 	51,  // 77: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
 	52,  // 78: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
 	39,  // 79: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
-	56,  // 80: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
-	57,  // 81: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
-	58,  // 82: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	59,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
-	61,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
-	54,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
-	72,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
-	55,  // 87: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
-	60,  // 88: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
-	51,  // 89: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
-	51,  // 90: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
-	58,  // 91: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	65,  // 92: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
-	65,  // 93: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
-	65,  // 94: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	81,  // 95: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
-	4,   // 96: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	82,  // 97: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	78,  // 98: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
-	37,  // 99: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
-	73,  // 100: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
-	77,  // 101: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
-	44,  // 102: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
-	67,  // 103: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
-	68,  // 104: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
-	69,  // 105: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
-	70,  // 106: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
-	71,  // 107: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	3,   // 108: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
-	72,  // 109: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
-	74,  // 110: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
-	75,  // 111: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
-	76,  // 112: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	79,  // 113: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	80,  // 114: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	72,  // 115: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	84,  // 116: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	5,   // 117: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	24,  // 118: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	5,   // 119: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	24,  // 120: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	100, // 121: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	101, // 122: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	102, // 123: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	103, // 124: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	104, // 125: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	109, // 126: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	110, // 127: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	111, // 128: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	112, // 129: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	113, // 130: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	115, // 131: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	116, // 132: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	88,  // 133: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	89,  // 134: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	94,  // 135: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	60,  // 136: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	90,  // 137: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	91,  // 138: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	92,  // 139: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	93,  // 140: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	50,  // 141: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	96,  // 142: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	95,  // 143: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	95,  // 144: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	99,  // 145: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	97,  // 146: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	98,  // 147: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	64,  // 148: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	64,  // 149: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	50,  // 150: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	105, // 151: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	105, // 152: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	106, // 153: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	107, // 154: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	108, // 155: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	24,  // 156: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	50,  // 157: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	51,  // 158: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	114, // 159: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	50,  // 160: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	118, // 161: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	9,   // 162: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	120, // 163: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	120, // 164: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	120, // 165: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	120, // 166: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	147, // 167: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	126, // 168: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	123, // 169: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	81,  // 170: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	129, // 171: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	6,   // 172: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	24,  // 173: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	129, // 174: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	147, // 175: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	135, // 176: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	136, // 177: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	134, // 178: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	123, // 179: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 180: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	139, // 181: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	142, // 182: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	129, // 183: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 184: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	24,  // 185: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	65,  // 186: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	146, // 187: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	24,  // 188: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	10,  // 189: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	121, // 190: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	127, // 191: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	130, // 192: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	132, // 193: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	137, // 194: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	140, // 195: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	143, // 196: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	124, // 197: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	144, // 198: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	16,  // 199: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	122, // 200: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	128, // 201: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	131, // 202: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	133, // 203: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	138, // 204: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	141, // 205: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	131, // 206: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	125, // 207: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	145, // 208: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	199, // [199:209] is the sub-list for method output_type
-	189, // [189:199] is the sub-list for method input_type
-	189, // [189:189] is the sub-list for extension type_name
-	189, // [189:189] is the sub-list for extension extendee
-	0,   // [0:189] is the sub-list for field type_name
+	57,  // 80: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
+	58,  // 81: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
+	59,  // 82: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	60,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
+	62,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
+	55,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
+	73,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
+	54,  // 87: retinue.config.v1.RouteAction.upgrades:type_name -> retinue.config.v1.RouteUpgrades
+	56,  // 88: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
+	61,  // 89: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
+	51,  // 90: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
+	51,  // 91: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
+	59,  // 92: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	66,  // 93: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
+	66,  // 94: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
+	66,  // 95: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
+	82,  // 96: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	4,   // 97: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
+	83,  // 98: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	79,  // 99: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	37,  // 100: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
+	74,  // 101: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
+	78,  // 102: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
+	44,  // 103: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
+	68,  // 104: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
+	69,  // 105: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
+	70,  // 106: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
+	71,  // 107: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
+	72,  // 108: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
+	3,   // 109: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
+	73,  // 110: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
+	75,  // 111: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
+	76,  // 112: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
+	77,  // 113: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
+	80,  // 114: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	81,  // 115: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	73,  // 116: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	85,  // 117: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	5,   // 118: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	24,  // 119: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	5,   // 120: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	24,  // 121: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	101, // 122: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	102, // 123: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	103, // 124: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	104, // 125: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	105, // 126: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	110, // 127: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	111, // 128: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	112, // 129: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	113, // 130: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	114, // 131: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	116, // 132: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	117, // 133: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	89,  // 134: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	90,  // 135: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	95,  // 136: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	61,  // 137: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	91,  // 138: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	92,  // 139: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	93,  // 140: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	94,  // 141: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	50,  // 142: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	97,  // 143: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	96,  // 144: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	96,  // 145: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	100, // 146: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	98,  // 147: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	99,  // 148: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	65,  // 149: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	65,  // 150: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	50,  // 151: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	106, // 152: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	106, // 153: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	107, // 154: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	108, // 155: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	109, // 156: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	24,  // 157: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	50,  // 158: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	51,  // 159: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	115, // 160: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	50,  // 161: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	119, // 162: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	9,   // 163: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	121, // 164: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	121, // 165: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	121, // 166: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	121, // 167: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	148, // 168: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	127, // 169: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	124, // 170: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	82,  // 171: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	130, // 172: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	6,   // 173: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	24,  // 174: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	130, // 175: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	148, // 176: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	136, // 177: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	137, // 178: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	135, // 179: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	124, // 180: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 181: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	140, // 182: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	143, // 183: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	130, // 184: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 185: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	24,  // 186: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	66,  // 187: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	147, // 188: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	24,  // 189: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	10,  // 190: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	122, // 191: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	128, // 192: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	131, // 193: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	133, // 194: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	138, // 195: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	141, // 196: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	144, // 197: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	125, // 198: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	145, // 199: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	16,  // 200: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	123, // 201: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	129, // 202: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	132, // 203: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	134, // 204: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	139, // 205: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	142, // 206: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	132, // 207: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	126, // 208: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	146, // 209: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	200, // [200:210] is the sub-list for method output_type
+	190, // [190:200] is the sub-list for method input_type
+	190, // [190:190] is the sub-list for extension type_name
+	190, // [190:190] is the sub-list for extension extendee
+	0,   // [0:190] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -13328,27 +13386,27 @@ func file_config_v1_config_proto_init() {
 		(*FieldMatch_Present)(nil),
 	}
 	file_config_v1_config_proto_msgTypes[43].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[44].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[45].OneofWrappers = []any{
 		(*HashPolicy_Header)(nil),
 		(*HashPolicy_Cookie)(nil),
 		(*HashPolicy_Source)(nil),
 		(*HashPolicy_Query)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[45].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[52].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[56].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[63].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[46].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[53].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[57].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[64].OneofWrappers = []any{
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_Tcp)(nil),
 		(*HealthCheck_Grpc)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[67].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[68].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[68].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[69].OneofWrappers = []any{
 		(*Discovery_Dns)(nil),
 		(*Discovery_File)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[72].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[77].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[73].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[78].OneofWrappers = []any{
 		(*Filter_Header)(nil),
 		(*Filter_RateLimit)(nil),
 		(*Filter_Fault)(nil),
@@ -13365,8 +13423,8 @@ func file_config_v1_config_proto_init() {
 		(*Filter_GlobalRateLimit)(nil),
 		(*Filter_Jwt)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[79].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[81].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[82].OneofWrappers = []any{
 		(*RateLimitAction_GenericKey)(nil),
 		(*RateLimitAction_RemoteAddress)(nil),
 		(*RateLimitAction_RequestHeader)(nil),
@@ -13374,17 +13432,17 @@ func file_config_v1_config_proto_init() {
 		(*RateLimitAction_DestinationCluster)(nil),
 		(*RateLimitAction_Match)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[91].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[92].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[93].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[98].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[94].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[99].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   137,
+			NumMessages:   138,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
