@@ -223,9 +223,14 @@ cluster "app" { endpoints = ["APP"] }
 		path, protocol string
 		status         int
 	}{
-		{"/x", "websocket", 101}, {"/x", "mqtt", 101}, {"/x", "", 200},
-		{"/mqtt/x", "websocket", 403}, {"/mqtt/x", "websocket, MQTT", 101}, {"/mqtt/x", "", 200},
-		{"/none/x", "websocket", 403}, {"/none/x", "", 200},
+		{"/x", "websocket", 101},
+		{"/x", "mqtt", 101},
+		{"/x", "", 200},
+		{"/mqtt/x", "websocket", 403},
+		{"/mqtt/x", "websocket, MQTT", 101},
+		{"/mqtt/x", "", 200},
+		{"/none/x", "websocket", 403},
+		{"/none/x", "", 200},
 	} {
 		c := dial(t, st.Address("web"))
 		upgrade := ""
