@@ -96,9 +96,12 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 	if r.downAbove {
 		encoder.ReadDisable(true)
 	}
-	if t := at.traced(); t != nil {
-		t.Host = host
-		r.shared.scratch = s.Trace.Tries.Propagate(s, t.Span, r.shared.scratch)
+	if s.Trace.Tries != nil {
+		span := s.Trace.Span // where there have been too many tries for one of its own
+		if t := at.traced(); t != nil {
+			t.Host, span = host, t.Span
+		}
+		r.shared.scratch = s.Trace.Tries.Propagate(s, span, r.shared.scratch)
 	}
 	if p := r.retry.policy; p != nil && !p.sameHost && r.tries < mostTried {
 		r.tried[r.tries] = host

@@ -102,6 +102,36 @@ func TestTriesAreSpans(t *testing.T) {
 	}
 }
 
+// TestManyTries: beyond those that have spans of their own, the upstream gets the context of the request's.
+func TestManyTries(t *testing.T) {
+	h := defaults()
+	h.Tracing = traced()
+	h.VirtualHosts[0].Routes[0].GetRoute().Retry = &configv1.RetryPolicy{On: []string{"5xx"}, Attempts: 2 * stream.MaxTries}
+	s, log := newTraced(t, h)
+	c := s.client()
+	c.Send([]byte(get))
+	parents := map[string]int{}
+	for range 1 + 2*stream.MaxTries {
+		s.turn()
+		_, after, _ := strings.Cut(string(s.backlog.Last().ReceiveAll()), "Traceparent: 00-")
+		parents[after[33:49]]++
+		s.backlog.Last().Send([]byte("HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n"))
+		s.turn()
+		s.net.Advance(int64(longest))
+	}
+	if got := string(c.ReceiveAll()); !strings.HasPrefix(got, "HTTP/1.1 503 ") {
+		t.Fatalf("answered %q", got)
+	}
+	for _, try := range log.tries {
+		if n := parents[hex.EncodeToString(try.Span[:])]; n != 1 {
+			t.Errorf("the span of a try went upstream %d times", n)
+		}
+	}
+	if len(log.tries) != stream.MaxTries || len(parents) != stream.MaxTries+1 {
+		t.Errorf("%d tries have spans, upstreams got %d", len(log.tries), len(parents))
+	}
+}
+
 // TestTracedTriesAllocateNothing once their worker has had one.
 func TestTracedTriesAllocateNothing(t *testing.T) {
 	h := defaults()

@@ -177,10 +177,12 @@ func (c *Config) write(b *header.Block, t *stream.Trace, scratch []byte) []byte 
 	return scratch
 }
 
-// Propagate implements stream.Propagator: the span is below the request's own.
+// Propagate implements stream.Propagator: the span is the request's own, or below it.
 func (c *Config) Propagate(s *stream.Stream, span [8]byte, scratch []byte) []byte {
 	t := s.Trace
-	t.Parent, t.Span = t.Span, span
+	if span != t.Span {
+		t.Parent, t.Span = t.Span, span
+	}
 	return c.write(&s.Request.Block, &t, scratch)
 }
 

@@ -322,6 +322,10 @@ func TestTrySpan(t *testing.T) {
 	if got := fieldsOf(s); !strings.Contains(got, want) || !strings.Contains(got, "tracestate: a=1") || !strings.Contains(got, "b3: "+traceID+"-"+hexOf(try.Span[:])+"-1-"+hexOf(s.Trace.Span[:])) {
 		t.Errorf("the upstream gets %s, want %s", got, want)
 	}
+	c.Propagate(s, s.Trace.Span, nil) // of a try that has no span of its own
+	if got := fieldsOf(s); !strings.Contains(got, "b3: "+traceID+"-"+hexOf(s.Trace.Span[:])+"-1-"+spanID) {
+		t.Errorf("the upstream gets %s", got)
+	}
 	room := newScratch()
 	for _, test := range []struct {
 		name string
