@@ -20,7 +20,7 @@ type config struct {
 	Observe      bool     `json:"observe"`
 	CacheKey     []string `json:"cache_key"`
 	When         string   `json:"when" doc:"only paths that begin so"`
-	Concurrent   bool     `json:"concurrent"`
+	Network      bool     `json:"network" doc:"be a filter of connections"`
 }
 
 var modes = map[string]pluginsdk.BodyMode{"": pluginsdk.None, "none": pluginsdk.None, "prefix": pluginsdk.Prefix, "stream": pluginsdk.Stream, "buffer": pluginsdk.Buffer}
@@ -86,6 +86,10 @@ func (h head) OnRequest(r *pluginsdk.Head) pluginsdk.Answer {
 		return pluginsdk.Respond(99, "")
 	case "attributes":
 		return r.Set("x-attributes", r.Attribute("source.ip")+" "+r.Attribute("route.name")+" "+r.Attribute("listener.name")+" "+r.Get(":method"))
+	case "mode": // of the bodies of this stream
+		return pluginsdk.Continue().Mode(modes[name], modes[value])
+	case "environment":
+		return pluginsdk.Respond(200, strings.Join(os.Environ(), "\n"))
 	case "calls":
 		return pluginsdk.Respond(200, fmt.Sprint(calls))
 	case "cache-it":
@@ -125,6 +129,9 @@ func main() {
 		os.Exit(1)
 	}
 	pluginsdk.Serve(pluginsdk.Plugin[config]{Name: "probe", Version: "1.0.0", Configure: func(c config) (pluginsdk.Filter, error) {
+		if c.Network {
+			return connections{c}, nil
+		}
 		if c.Response || c.RequestBody != "" || c.ResponseBody != "" {
 			return whole{head{c}}, nil
 		}

@@ -46,6 +46,7 @@ func (f *filter) answered(dir direction, phase filterv1.Phase, r *reply, frame [
 	for d := range r.moded {
 		if r.moded[d] && (direction(d) == encode || dir == decode && phase == headPhase[decode]) {
 			f.sides[d].mode = r.modes[d]
+			f.sides[d].moded = direction(d) != dir
 		}
 	}
 	f.proceed(dir, phase, r)

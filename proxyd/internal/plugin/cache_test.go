@@ -87,6 +87,13 @@ func TestNotAsked(t *testing.T) {
 			if events := r.events(); len(events) > 0 {
 				t.Errorf("the plugin was asked: %v", events)
 			}
+			r.net.Advance(61e9)
+			r.turn()
+			ask()
+			r.turn()
+			if asked := len(r.events()); (asked > 0) != (test.reply != nil) {
+				t.Errorf("after the time to live the plugin was asked %d times", asked)
+			}
 		})
 	}
 }

@@ -49,6 +49,7 @@ type side struct {
 	ended    bool // the message has ended
 	trailers bool // with trailers, which wait
 	cut      bool // streaming: the head has gone on
+	moded    bool // an answer about the request has set mode, before the head came
 }
 
 // filter is one plugin in one stream: a stream.Filter and a caller. It comes from its worker's free list.
@@ -154,7 +155,7 @@ func (f *filter) head(dir direction, end bool) stream.Status {
 	s := &f.sides[dir]
 	s.ended = end
 	mode := f.sub.modes[dir]
-	if s.mode != 0 { // an answer about the request said so
+	if s.moded {
 		mode = s.mode
 	}
 	if st := f.cb.Stream(); end || st.Upgrade || st.Tunnel() {
