@@ -15,13 +15,13 @@ func overloadBlock() *Block {
 			},
 		}
 	}
-	reduce := action("reduce_timeouts", "Connections without a request, and requests that stand still, wait for less long.", "90%", "90%", "90%")
+	reduce := action("reduce_timeouts", "Connections without a request, and requests that stand still, wait for less long; new connections have less time to begin.", "90%", "90%", "90%")
 	for i := range reduce.Attrs {
 		if reduce.Attrs[i].Name == "scaling" {
 			reduce.Attrs[i].Default = "10%"
 		}
 	}
-	reduce.Attrs = append(reduce.Attrs, Attr{Name: "min_scale", Kind: Percent, Default: "10%", Doc: "of the idle time-outs, which is left at the least."})
+	reduce.Attrs = append(reduce.Attrs, Attr{Name: "min_scale", Kind: Percent, Default: "10%", Doc: "of these time-outs, which is left at the least."})
 	return &Block{
 		Name: "overload",
 		Doc: "What proxyd does when memory, descriptors or connections run short: Envoy's overload manager. With the block all actions are in force, each with its defaults unless it is written. " +

@@ -47,7 +47,7 @@ func begin(c *conn.Conn, l *Listener, chains *Chains) {
 		return
 	}
 	if chains.Timeout > 0 {
-		l.worker.Timers.Set(&e.timer, l.worker.Now()+int64(chains.Timeout))
+		l.worker.Timers.Set(&e.timer, l.worker.Now()+int64(l.shorten(chains.Timeout)))
 	}
 }
 
@@ -126,7 +126,7 @@ func (e *entry) enter() {
 	case e.chain.Secure == nil:
 		e.pass(e.conn)
 	default:
-		e.conn.Secure(e.chain.Secure(), e.chain.HandshakeTimeout)
+		e.conn.Secure(e.chain.Secure(), e.listener.shorten(e.chain.HandshakeTimeout))
 	}
 }
 

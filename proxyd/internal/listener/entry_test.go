@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"retinue.dev/proxyd/internal/conn"
+	"retinue.dev/proxyd/internal/overload"
 	"retinue.dev/proxyd/internal/worker"
 )
 
@@ -120,6 +121,26 @@ func TestEntryEnds(t *testing.T) {
 		if !p.Gone() || *c.cell(x.l) != 1 || *x.l.Counters.Active != 0 || len(x.f.open) != 0 {
 			t.Errorf("%s: gone %t, counted %d, open %d", c.name, p.Gone(), *c.cell(x.l), *x.l.Counters.Active)
 		}
+	}
+}
+
+// TestEntryIsShorter: while time-outs are reduced, what comes before a filter has less time.
+func TestEntryIsShorter(t *testing.T) {
+	for name, level := range map[string]uint32{"a tenth is left": overload.Full * 9 / 10, "nothing is left": overload.Full} {
+		x := listen(t, false)
+		x.l.Overload = &overload.Levels{overload.ReduceTimeouts: level}
+		x.l.Chains = (&Chains{List: []Chain{{Match: Match{SNI: []string{"a.test"}}, Filter: x.f}}, Timeout: 10 * time.Second}).Prepare()
+		p := x.backlog.Connect(netip.MustParseAddrPort("192.0.2.1:1"))
+		x.w.Turn(0)
+		x.net.Advance(int64(2 * time.Second))
+		x.w.Turn(0)
+		if !p.Gone() || *x.l.Counters.PreTimeout != 1 {
+			t.Errorf("%s: after two seconds of ten the connection is there, %d counted", name, *x.l.Counters.PreTimeout)
+		}
+	}
+	l := &Listener{Overload: &overload.Levels{overload.ReduceTimeouts: overload.Full}}
+	if l.shorten(0) != 0 || l.shorten(time.Hour) != 1 {
+		t.Errorf("no time-out became %v, an hour %v", l.shorten(0), l.shorten(time.Hour))
 	}
 }
 

@@ -9,6 +9,7 @@ package listener
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -309,6 +310,14 @@ func (l *Listener) admit(fd int32, peer *unix.RawSockaddrAny) {
 		return
 	}
 	l.Chains.accept(c, l)
+}
+
+// shorten is a time-out of a connection that nobody has yet, as overload leaves it. 0 stays 0, which is none.
+func (l *Listener) shorten(timeout time.Duration) time.Duration {
+	if l.Overload == nil || timeout <= 0 {
+		return timeout
+	}
+	return max(time.Duration(l.Overload.Shorten(int64(timeout))), 1)
 }
 
 // Gone counts a connection out. Its filter calls it from OnClose, or when another process has it.
