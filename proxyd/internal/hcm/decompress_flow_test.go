@@ -271,3 +271,41 @@ func TestDecompressMany(t *testing.T) {
 	}
 	x.until("the end of all", func() bool { return x.filter.Active() <= 1 })
 }
+
+// BenchmarkDecompress compares a body of 10 KB that is here as a whole with one that comes in two pieces, which has a coroutine.
+func BenchmarkDecompress(b *testing.B) {
+	var wire bytes.Buffer
+	z := gzip.NewWriter(&wire)
+	_, err := z.Write(words(10_000))
+	must(b, err)
+	must(b, z.Close())
+	for name, cut := range map[string]int{"whole": 0, "pieces": wire.Len() / 2} {
+		b.Run(name, func(b *testing.B) {
+			s := newSim(b, defaults(), built(b, decompressing())...)
+			s.filter.Config.Logs = nil
+			client := s.client()
+			head := fmt.Appendf(nil, "POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n", wire.Len())
+			once := func() {
+				client.Send(head)
+				if cut > 0 {
+					client.Send(wire.Bytes()[:cut])
+					s.turn()
+				}
+				client.Send(wire.Bytes()[cut:])
+				s.turn()
+				up := s.backlog.Last()
+				if up.Discard() < 10_000 {
+					b.Fatal("the body did not arrive")
+				}
+				up.Send(plainResponse)
+				s.turn()
+				client.Discard()
+			}
+			once()
+			b.ReportAllocs()
+			for b.Loop() {
+				once()
+			}
+		})
+	}
+}
