@@ -256,6 +256,7 @@ func (y *story) routes(h *configv1.Http, host *configv1.VirtualHost, out routing
 			continue
 		}
 		y.tell("route", r.GetName(), step.Reason, r.GetSource())
+		y.tracing(h, r)
 		if y.filters(r.GetFilters(), asked.Source) {
 			y.action(h, host, r)
 		}

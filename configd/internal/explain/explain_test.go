@@ -188,6 +188,46 @@ func TestExplainFound(t *testing.T) {
 	}
 }
 
+// TestExplainTracing: a route's shares where it says some, else the http block's.
+func TestExplainTracing(t *testing.T) {
+	running := compiled(t, `tracing {
+  endpoint     = "http://127.0.0.1:4318"
+  service_name = "edge"
+}
+listener "web" {
+  address = ["127.0.0.1:80"]
+  http {
+    tracing {
+      random_sampling     = "10%"
+      spawn_upstream_span = true
+    }
+    virtual_host "all" {
+      domains = ["*"]
+      route "/own" {
+        respond { status = 204 }
+        tracing {
+          random_sampling  = "0.5%"
+          overall_sampling = "1%"
+        }
+      }
+      route "/*" {
+        respond { status = 204 }
+      }
+    }
+  }
+}
+`)
+	for url, want := range map[string]string{
+		"http://h/own": "0.5 % of requests that nobody has decided about, 1 % of what would be sampled; each try is a span of its own (main.hcl:14)",
+		"http://h/":    "10 % of requests that nobody has decided about; each try is a span of its own (main.hcl:7)",
+	} {
+		reply, err := Request(running, nil, &configv1.ExplainRequest{Method: "GET", Url: url})
+		if err != nil || !strings.Contains(squeeze(reply.GetRendered()), "tracing "+want+"\n") {
+			t.Errorf("%s: %v, no %q in:\n%s", url, err, want, reply.GetRendered())
+		}
+	}
+}
+
 func FuzzRequest(f *testing.F) {
 	for _, url := range []string{"http://shop.example.com:8080/api/x?y#z", "https://[::1]:443", "http://a.:80?q", "http:///", "http://a:0/", "http://a/%2e%2e;x"} {
 		f.Add("GET", url, "x-env", "test", "10.0.0.1")
