@@ -9,11 +9,14 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	tracepb "go.opentelemetry.io/proto/slim/otlp/trace/v1"
 
 	"retinue.dev/tests/suite"
 )
@@ -152,6 +155,43 @@ func TestPluginTimeIsLogged(t *testing.T) {
 		b, err := os.ReadFile(p.log)
 		if !regexp.MustCompile(`(?m)^/asked 200 - via_upstream [1-9]\d*$`).Match(b) || !regexp.MustCompile(`(?m)^/plain/not 200 - via_upstream (0|-)$`).Match(b) {
 			return fmt.Errorf("%v: %s", err, b)
+		}
+		return nil
+	})
+}
+
+// TestPluginSpans: each call of a request whose span is recorded has a span below it, with its phase, and marked where it failed.
+func TestPluginSpans(t *testing.T) {
+	c := newCollector(t, 0)
+	p := probe(t, "response = true", mirror(t))
+	config := fmt.Sprintf("tracing {\n  endpoint = %q\n  headers  = { authorization = \"Bearer x\" }\n}\n", c.URL) +
+		strings.Replace(p.config, "    access_log = access_log.main\n", "    access_log = access_log.main\n    tracing { random_sampling = \"100%\" }\n", 1)
+	p.Write(config)
+	if out, code := p.Retinue("reload"); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	p.ask("/open/good", "set x-a b")
+	p.ask("/open/bad", "status")
+	p.Eventually("the collector has the calls' spans", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		parents, calls := map[string]string{}, []string{}
+		for _, s := range c.spans {
+			if url := tagOf(s, "http.url"); url != "" {
+				parents[string(s.GetSpanId())] = url[strings.LastIndex(url, "/"):]
+			}
+		}
+		for _, s := range c.spans {
+			if s.GetName() == "plugin probe" {
+				failed := s.GetStatus().GetCode() == tracepb.Status_STATUS_CODE_ERROR
+				calls = append(calls, fmt.Sprintf("%s %s failed=%v", parents[string(s.GetParentSpanId())], tagOf(s, "phase"), failed))
+			}
+		}
+		slices.Sort(calls)
+		calls = slices.Compact(calls) // a body may come in pieces
+		want := []string{"/bad request_headers failed=true", "/good request_headers failed=false", "/good response_body failed=false", "/good response_headers failed=false"}
+		if c.broken != nil || !slices.Equal(calls, want) {
+			return fmt.Errorf("%v: %q, want %q", c.broken, calls, want)
 		}
 		return nil
 	})
