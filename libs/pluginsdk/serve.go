@@ -32,7 +32,8 @@ const (
 // dataSocket is the data socket's name in the working directory, which restartd makes for each generation.
 const dataSocket = "data.sock"
 
-// Serve makes the process a plugin. It is the last call of main and does not return.
+// Serve makes the process a plugin. It is the last call of main and does not return. It sets GOMAXPROCS to what it was and one more for each worker that
+// is connected: those wait for the next call without giving their processor up.
 func Serve[C any](p Plugin[C]) {
 	if err := serve(p); err != nil {
 		fmt.Fprintln(os.Stderr, err)
