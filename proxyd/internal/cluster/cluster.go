@@ -37,7 +37,7 @@ type Cluster struct {
 	MaxRequests    uint32            // on one connection; 0: no limit
 	HeaderCase     *http1.HeaderCase // nil: canonical names towards HTTP/1
 	BufferLimit    int
-	Breaker        Breaker
+	Breakers       [Priorities]Breaker
 	Hosts          *HostSet
 	Discovered     bool // Hosts change without a snapshot
 
@@ -51,7 +51,16 @@ type Cluster struct {
 	Outlier *Outlier // nil: nobody is ejected
 }
 
-// Breaker holds the limits of one cluster over all workers.
+// Priority is a request's, Envoy's RoutingPriority: it says whose limits bound it.
+type Priority uint8
+
+const (
+	Default Priority = iota
+	High
+	Priorities
+)
+
+// Breaker holds the limits of one cluster for one priority, over all workers.
 type Breaker struct {
 	MaxConnections, MaxPending, MaxRequests, MaxRetries uint64
 	RetryBudget                                         uint64 // percent of the requests under way, instead of MaxRetries; 0 off
@@ -69,13 +78,7 @@ func Build(c *configv1.Cluster, handle Handle, previous *Cluster) (*Cluster, err
 		Discovered:     c.GetDiscovered(),
 		Preconnect:     c.GetPreconnectPercent(),
 		HeaderCase:     http1.NewHeaderCase(c.GetHeaderCase()),
-		Breaker: Breaker{
-			MaxConnections: limit(c.GetCircuitBreaker().GetMaxConnections(), defaultMaxConnections),
-			MaxPending:     optional(c.GetCircuitBreaker(), func(b *configv1.CircuitBreaker) *uint32 { return b.MaxPendingRequests }, defaultMaxPending),
-			MaxRequests:    limit(c.GetCircuitBreaker().GetMaxRequests(), defaultMaxRequests),
-			MaxRetries:     optional(c.GetCircuitBreaker(), func(b *configv1.CircuitBreaker) *uint32 { return b.MaxRetries }, defaultMaxRetries),
-			RetryBudget:    uint64(c.GetCircuitBreaker().GetRetryBudgetPercent()),
-		},
+		Breakers:       [Priorities]Breaker{Default: buildBreaker(c.GetCircuitBreaker()), High: buildBreaker(c.GetCircuitBreakerHigh())},
 	}
 	switch c.GetProtocol() {
 	case "", "http1":
@@ -111,6 +114,16 @@ func Build(c *configv1.Cluster, handle Handle, previous *Cluster) (*Cluster, err
 		return nil, err
 	}
 	return out, nil
+}
+
+func buildBreaker(b *configv1.CircuitBreaker) Breaker {
+	return Breaker{
+		MaxConnections: limit(b.GetMaxConnections(), defaultMaxConnections),
+		MaxPending:     optional(b, func(b *configv1.CircuitBreaker) *uint32 { return b.MaxPendingRequests }, defaultMaxPending),
+		MaxRequests:    limit(b.GetMaxRequests(), defaultMaxRequests),
+		MaxRetries:     optional(b, func(b *configv1.CircuitBreaker) *uint32 { return b.MaxRetries }, defaultMaxRetries),
+		RetryBudget:    uint64(b.GetRetryBudgetPercent()),
+	}
 }
 
 func newHTTP2(c *Cluster, o *configv1.Http2) *http2.Config {

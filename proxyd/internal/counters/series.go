@@ -19,6 +19,7 @@ import (
 const (
 	ClusterUpstreamCxTotal = iota
 	ClusterUpstreamCxActive
+	ClusterUpstreamCxActiveHigh // behind the gauge whose part it is
 	ClusterUpstreamCxConnectFail
 	ClusterUpstreamCxConnectTimeout
 	ClusterUpstreamCxOverflow
@@ -32,14 +33,17 @@ const (
 	ClusterUpstreamCxTxBytesTotal
 	ClusterUpstreamRqTotal
 	ClusterUpstreamRqActive
+	ClusterUpstreamRqActiveHigh // behind the gauge whose part it is
 	ClusterUpstreamRqPendingTotal
 	ClusterUpstreamRqPendingActive
+	ClusterUpstreamRqPendingActiveHigh // behind the gauge whose part it is
 	ClusterUpstreamRqPendingOverflow
 	ClusterUpstreamRqTimeout
 	ClusterUpstreamRqRxReset
 	ClusterUpstreamRqTxReset
 	ClusterUpstreamRqRetry
 	ClusterUpstreamRqRetryActive
+	ClusterUpstreamRqRetryActiveHigh // behind the gauge whose part it is
 	ClusterUpstreamRqRetrySuccess
 	ClusterUpstreamRqRetryOverflow
 	ClusterUpstreamRqRetryLimitExceeded
@@ -391,6 +395,7 @@ var Schemas = append([]*statsv1.Schema{
 	schema("cluster", slices.Concat([]*statsv1.Field{
 		field(counter, "upstream_cx_total", "connections opened"),
 		field(gauge, "upstream_cx_active", "connections open"),
+		field(gauge, "upstream_cx_active_high", "connections open that count for the high priority"),
 		field(counter, "upstream_cx_connect_fail", "connections that could not be made"),
 		field(counter, "upstream_cx_connect_timeout", "connections not made within connect_timeout"),
 		field(counter, "upstream_cx_overflow", "times max_connections kept a connection from being made"),
@@ -404,14 +409,17 @@ var Schemas = append([]*statsv1.Schema{
 		in("bytes", field(counter, "upstream_cx_tx_bytes_total", "bytes sent")),
 		field(counter, "upstream_rq_total", "requests given to a connection"),
 		field(gauge, "upstream_rq_active", "requests under way"),
+		field(gauge, "upstream_rq_active_high", "requests of high priority under way"),
 		field(counter, "upstream_rq_pending_total", "requests that waited for a connection"),
 		field(gauge, "upstream_rq_pending_active", "requests that wait for a connection"),
+		field(gauge, "upstream_rq_pending_active_high", "requests of high priority that wait for a connection"),
 		field(counter, "upstream_rq_pending_overflow", "requests refused by a circuit breaker"),
 		field(counter, "upstream_rq_timeout", "requests that timed out"),
 		field(counter, "upstream_rq_rx_reset", "requests reset by the upstream"),
 		field(counter, "upstream_rq_tx_reset", "requests reset towards the upstream"),
 		field(counter, "upstream_rq_retry", "requests tried again"),
 		field(gauge, "upstream_rq_retry_active", "requests that are being tried again"),
+		field(gauge, "upstream_rq_retry_active_high", "requests of high priority that are being tried again"),
 		field(counter, "upstream_rq_retry_success", "requests that a retry saved"),
 		field(counter, "upstream_rq_retry_overflow", "retries refused by the circuit breaker or the budget"),
 		field(counter, "upstream_rq_retry_limit_exceeded", "requests that failed in every attempt"),

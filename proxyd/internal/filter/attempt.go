@@ -73,7 +73,7 @@ func (r *Router) connect(s *stream.Stream) {
 	if r.target.choosy {
 		choice = &r.choice
 	}
-	pending := r.shared.Upstream.NewStream(r.target.handle, r.tried[:r.tries], choice, at, at)
+	pending := r.shared.Upstream.NewStream(r.target.handle, r.action.priority, r.tried[:r.tries], choice, at, at)
 	if !at.queued || pending == nil {
 		return
 	}

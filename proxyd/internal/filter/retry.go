@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync/atomic"
 
+	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
@@ -225,6 +225,7 @@ func (r *Router) endRetrying(s *stream.Stream) {
 		r.retry.counted = false
 		if cells := r.clusterCells(s); cells != nil {
 			cells[counters.ClusterUpstreamRqRetryActive]--
+			cells[counters.ClusterUpstreamRqRetryActiveHigh] -= uint64(r.action.priority)
 		}
 	}
 	if r.try.encoder != nil {
@@ -363,13 +364,14 @@ func (r *Router) again(s *stream.Stream, wanted bool) bool {
 		return false
 	}
 	if !r.retry.counted {
-		if !retryAllowed(config) {
+		if !retryAllowed(config, r.action.priority) {
 			cells[counters.ClusterUpstreamRqRetryOverflow]++
 			s.Flags |= stream.FlagUpstreamOverflow
 			return false
 		}
 		r.retry.counted = true
 		cells[counters.ClusterUpstreamRqRetryActive]++
+		cells[counters.ClusterUpstreamRqRetryActiveHigh] += uint64(r.action.priority)
 	}
 	cells[counters.ClusterUpstreamRqRetry]++
 	r.retry.left--
@@ -384,17 +386,14 @@ func (r *Router) again(s *stream.Stream, wanted bool) bool {
 	return true
 }
 
-// retryAllowed asks the circuit breaker, whose cells all workers' are added up.
-func retryAllowed(config *upstream.Config) bool {
-	var retries, requests uint64
-	for _, cells := range config.Cells {
-		retries += atomic.LoadUint64(&cells[counters.ClusterUpstreamRqRetryActive])
-		requests += atomic.LoadUint64(&cells[counters.ClusterUpstreamRqActive]) + atomic.LoadUint64(&cells[counters.ClusterUpstreamRqPendingActive])
+// retryAllowed asks the circuit breaker of a priority.
+func retryAllowed(config *upstream.Config, p cluster.Priority) bool {
+	retries, breaker := config.Load(p, counters.ClusterUpstreamRqRetryActive), &config.Breakers[p]
+	if breaker.RetryBudget > 0 {
+		requests := config.Load(p, counters.ClusterUpstreamRqActive) + config.Load(p, counters.ClusterUpstreamRqPendingActive)
+		return retries < max(alwaysAllowed, requests*breaker.RetryBudget/100)
 	}
-	if budget := config.Breaker.RetryBudget; budget > 0 {
-		return retries < max(alwaysAllowed, requests*budget/100)
-	}
-	return retries < config.Breaker.MaxRetries
+	return retries < breaker.MaxRetries
 }
 
 // OnTimer implements timer.Callback: a pause is over, or a try took too long.

@@ -63,6 +63,7 @@ type action struct {
 	idle        int64 // ns; below 0: the connection manager's
 	maxDuration int64 // ns; below 0: the connection manager's
 	retry       *retryPolicy
+	priority    cluster.Priority
 
 	sticky  *sticky
 	hash    *hashPolicy // nil: none
@@ -231,6 +232,9 @@ func (c *Compiler) forward(a *action, r *configv1.RouteAction) error {
 	}
 	if len(a.targets) == 0 {
 		return fmt.Errorf("no cluster has a weight above 0")
+	}
+	if r.GetPriority() == configv1.RoutingPriority_ROUTING_PRIORITY_HIGH {
+		a.priority = cluster.High
 	}
 	if r.TimeoutMs != nil {
 		a.timeout = Milliseconds(r.GetTimeoutMs())

@@ -134,8 +134,10 @@ func assemble(t testing.TB, p poller.Poller, up *configv1.Cluster, h *configv1.H
 		if x.filter.Active() != 0 || x.http[counters.HTTPDownstreamRqActive] != 0 {
 			t.Errorf("%d requests (%d counted) are under way after every connection has ended", x.filter.Active(), x.http[counters.HTTPDownstreamRqActive])
 		}
-		if x.cluster[counters.ClusterUpstreamRqActive] != 0 || x.cluster[counters.ClusterUpstreamRqPendingActive] != 0 {
-			t.Errorf("requests are still under way upstream")
+		for _, gauge := range []int{counters.ClusterUpstreamRqActive, counters.ClusterUpstreamRqPendingActive, counters.ClusterUpstreamRqRetryActive} {
+			if x.cluster[gauge] != 0 || x.cluster[gauge+1] != 0 {
+				t.Errorf("requests are still under way upstream: cell %d is %d, of high priority %d", gauge, x.cluster[gauge], x.cluster[gauge+1])
+			}
 		}
 	})
 	return x

@@ -45,6 +45,8 @@ type client struct {
 	counted   uint64      // bytes read that the counters have
 	sent      uint64      // bytes written that the counters have
 	method    header.MethodID
+	priority  cluster.Priority // of the request under way
+	openedFor cluster.Priority // whose breaker counts the connection
 
 	chunked     bool // how the request's body is framed
 	tunnel      bool // 101 or a 2xx to CONNECT: bytes both ways
@@ -54,22 +56,22 @@ type client struct {
 	keepAlive   bool
 }
 
-// connect opens a connection of the protocol that the host is known, or told, to speak.
-func (h *host) connect() {
+// connect opens a connection of the protocol that the host is known, or told, to speak, for requests of a priority first.
+func (h *host) connect(p cluster.Priority) {
 	if h.multiplexes() {
-		h.dialHTTP2()
+		h.dialHTTP2(p)
 		return
 	}
 	m := h.pool.manager
-	c := h.newClient()
+	c := h.newClient(p)
 	h.connecting++
-	h.opened()
+	h.opened(p)
 	c.transport = conn.Dial(m.worker, h.address(), m.nextID(), c, h.options())
 }
 
-func (h *host) newClient() *client {
+func (h *host) newClient(p cluster.Priority) *client {
 	c := h.pool.manager.client()
-	c.host = h
+	c.host, c.openedFor = h, p
 	c.timer.Callback = c
 	return c
 }
@@ -128,7 +130,7 @@ func (h *host) options() *conn.Options {
 // OnConnected implements conn.Handler.
 func (c *client) OnConnected(t *conn.Conn) {
 	if t.Protocol() == "h2" {
-		c.host.negotiated(t)
+		c.host.negotiated(t, c.openedFor)
 		t.Worker().Bury(c)
 		return
 	}
@@ -160,13 +162,13 @@ func (c *client) OnTimer(t *timer.Timer, now int64) {
 }
 
 // attach begins a request.
-func (c *client) attach(decoder stream.ResponseDecoder) {
-	c.decoder = decoder
+func (c *client) attach(decoder stream.ResponseDecoder, p cluster.Priority) {
+	c.decoder, c.priority = decoder, p
 	c.served++
 	c.began = c.transport.Worker().Now()
 	c.requestDone, c.headSeen, c.tunnel, c.upgrade, c.chunked, c.keepAlive = false, false, false, false, false, true
 	c.parser.Reset()
-	c.host.requestBegan()
+	c.host.requestBegan(c.priority)
 }
 
 // Host is the endpoint, for the access log.
@@ -276,7 +278,7 @@ func (c *client) Reset(stream.ResetReason) {
 	}
 	c.decoder = nil
 	c.host.countTxReset()
-	c.host.requestEnded()
+	c.host.requestEnded(c.priority)
 	c.transport.Close()
 }
 
@@ -402,7 +404,7 @@ func (c *client) finish() {
 	h := c.host
 	now := c.transport.Worker().Now()
 	h.pool.cells.ObserveRqTime(uint64(now - c.began))
-	h.requestEnded()
+	h.requestEnded(c.priority)
 	c.countBytes()
 	for ; c.pauses > 0; c.pauses-- {
 		c.transport.ResumeRead()
@@ -434,7 +436,7 @@ func (c *client) fail(reason stream.ResetReason, detail string) {
 	}
 	c.decoder = nil
 	c.host.countRxReset()
-	c.host.requestEnded()
+	c.host.requestEnded(c.priority)
 	decoder.OnReset(reason, detail)
 }
 
@@ -485,7 +487,7 @@ func (c *client) OnClose(t *conn.Conn, reason conn.Reason) {
 	case conn.ConnectFailure, conn.ConnectTimeout:
 		h.connecting--
 		h.connectFailed(reason)
-		h.failOne(failureOf(reason))
+		h.failOne(failureOf(reason), c.openedFor)
 	default:
 		if c.decoder != nil {
 			h.pool.cells[counters.ClusterUpstreamCxDestroyWithActiveRq]++
@@ -498,7 +500,7 @@ func (c *client) OnClose(t *conn.Conn, reason conn.Reason) {
 			h.dropIdle(c)
 		}
 	}
-	h.closed()
+	h.closed(c.openedFor)
 	t.Worker().Bury(c)
 }
 

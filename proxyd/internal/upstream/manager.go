@@ -8,9 +8,15 @@
 // Limits are Envoy's circuit breakers, counted over all workers by adding up their cells, so that there is nothing to
 // lock: workers that race for the last place may overshoot by less than the number of workers. A host that has no
 // connection in this worker may always open one, as in Envoy: otherwise a worker could starve beside others that hold all.
+//
+// Each priority has limits of its own. A connection counts for the priority of the request that it was made for, also when it
+// serves the other one later: idle connections are everybody's, where Envoy has a pool for each priority. A host that has no
+// connection of a priority may open one for it, so neither can shut the other out; of those that wait, high goes first.
 package upstream
 
 import (
+	"sync/atomic"
+
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/counters"
@@ -27,6 +33,20 @@ type Config struct {
 	TLS   *tlstransport.Client // nil: plain
 	// Proxy is the version of the PROXY header that connections begin with; 0: none.
 	Proxy int
+}
+
+// Load is a gauge of one priority over all workers; the cell holds both priorities', the one behind it high's part. Other
+// workers' cells are read while they write: the value may be a few stores old, which is what the limits allow.
+func (c *Config) Load(p cluster.Priority, gauge int) uint64 {
+	var all, high uint64
+	for _, cells := range c.Cells {
+		all += atomic.LoadUint64(&cells[gauge])
+		high += atomic.LoadUint64(&cells[gauge+1])
+	}
+	if p == cluster.High {
+		return high
+	}
+	return all - min(high, all)
 }
 
 // Protocols are the ALPN names of what connections to hosts can speak.
@@ -127,16 +147,16 @@ func (m *Manager) pool(handle cluster.Handle) *pool {
 	return p
 }
 
-// NewStream asks for a connection to a host of the cluster, to another one than those of avoid where there is one. choice is
+// NewStream asks for a connection to a host of the cluster, within the limits of a priority, to another one than those of avoid where there is one. choice is
 // what the request says about its host, nil for nothing. The result is nil when the answer was given already, else the place in
 // the queue.
-func (m *Manager) NewStream(handle cluster.Handle, avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
+func (m *Manager) NewStream(handle cluster.Handle, priority cluster.Priority, avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
 	p := m.pool(handle)
 	if p == nil {
 		cb.OnPoolFailure(NoCluster, nil)
 		return nil
 	}
-	return p.newStream(avoid, choice, decoder, cb)
+	return p.newStream(priority, avoid, choice, decoder, cb)
 }
 
 // Dial opens a connection of its own to a host of the cluster, for tcp_proxy: counted and limited like the others,

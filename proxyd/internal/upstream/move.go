@@ -51,13 +51,14 @@ func (c *client) Describe(p *parcel.Parcel, u *handoffv1.Upgraded) {
 	u.ServerCountedRead, u.ServerCountedWritten = c.counted, c.sent
 	u.ServerBegan, u.ServerServed = c.began, c.served
 	u.RequestEnded = c.requestDone
+	u.PriorityHigh = c.priority == cluster.High
 }
 
 // Release implements Mover.
 func (c *client) Release() {
 	h := c.host
-	h.pool.cells[counters.ClusterUpstreamRqActive]--
-	h.moved()
+	h.pool.uncount(counters.ClusterUpstreamRqActive, c.priority)
+	h.moved(c.openedFor)
 	c.decoder = nil
 	w := c.transport.Worker()
 	c.transport.Release()
@@ -106,7 +107,10 @@ func (m *Manager) AdoptTunnelClient(handle cluster.Handle, p *parcel.Parcel, u *
 	c.pauses = int32(u.GetServerDisabled())
 	c.counted, c.sent = u.GetServerCountedRead(), u.GetServerCountedWritten()
 	c.began, c.served = u.GetServerBegan(), u.GetServerServed()
-	h.adopted()
-	h.pool.cells[counters.ClusterUpstreamRqActive]++
+	if u.GetPriorityHigh() { // the connection too, whosever it was
+		c.priority, c.openedFor = cluster.High, cluster.High
+	}
+	h.adopted(c.openedFor)
+	h.pool.count(counters.ClusterUpstreamRqActive, c.priority)
 	return c, h.host, nil
 }

@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"slices"
-	"sync/atomic"
 
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
@@ -11,7 +10,7 @@ import (
 	"retinue.dev/proxyd/internal/stream"
 )
 
-// pool is one cluster in one worker: its balancer, and for each host the idle connections and the queue.
+// pool is one cluster in one worker: its balancer, and for each host the idle connections and the queues.
 type pool struct {
 	manager  *Manager
 	handle   cluster.Handle
@@ -29,19 +28,20 @@ type host struct {
 	target      *poller.Address // made at the first connect
 	index       int             // in the pool's host set; -1 when it left
 	idle        *client
-	sessions    *session // HTTP/2 connections that take requests
-	speaksHTTP2 bool     // as a connection negotiated
-	active      uint32   // requests under way
-	connections int      // open or connecting
+	sessions    *session                // HTTP/2 connections that take requests
+	speaksHTTP2 bool                    // as a connection negotiated
+	active      uint32                  // requests under way
+	connections [cluster.Priorities]int // open or connecting, by the priority that they count for
 	connecting  int
-	queue       Pending // sentinel of a ring
-	queued      int
+	queue       [cluster.Priorities]Pending // sentinels of rings
+	queued      int                         // in all of them
 }
 
-// Pending is a request's place in a host's queue.
+// Pending is a request's place in a queue of a host.
 type Pending struct {
 	prev, next *Pending
 	host       *host
+	priority   cluster.Priority
 	choice     *cluster.Choice
 	decoder    stream.ResponseDecoder
 	callbacks  Callbacks
@@ -80,8 +80,7 @@ func (p *pool) update(config *Config) {
 	for i, member := range config.Hosts.Hosts {
 		h := known[member]
 		if h == nil {
-			h = &host{pool: p, host: member}
-			h.queue.prev, h.queue.next = &h.queue, &h.queue
+			h = newHost(p, member)
 		}
 		delete(known, member)
 		h.index = i
@@ -98,10 +97,18 @@ func (p *pool) update(config *Config) {
 	}
 }
 
+func newHost(p *pool, member *cluster.Host) *host {
+	h := &host{pool: p, host: member}
+	for i := range h.queue {
+		h.queue[i].prev, h.queue[i].next = &h.queue[i], &h.queue[i]
+	}
+	return h
+}
+
 // rehome gives the requests that wait for a connection to a host that left to the others.
 func (h *host) rehome() {
 	for h.queued > 0 {
-		w := h.queue.next
+		w := h.first()
 		at := h.pool.choose(nil, w.choice)
 		if at < 0 {
 			_, cb := h.remove(w)
@@ -112,30 +119,46 @@ func (h *host) rehome() {
 		w.prev.next, w.next.prev = w.next, w.prev
 		h.queued--
 		to.push(w)
-		to.supply()
+		to.supply(w.priority)
 	}
 }
 
-// supply finds a connection for the oldest request that waits, or makes one when there is room.
-func (h *host) supply() {
+// supply finds a connection for the request that waits and is next, or makes one when there is room for one of a priority more.
+func (h *host) supply(p cluster.Priority) {
 	switch c := h.idle; {
 	case c != nil:
 		h.idle, c.next = c.next, nil
 		h.ready(c, true)
 	case h.open() != nil:
 		h.serve()
-	case h.room() && h.wantsConnection():
-		h.connect()
+	case h.room(p) && h.wantsConnection():
+		h.connect(p)
 	}
 }
 
-// room tells whether the circuit breaker allows one more connection; a host without any always may have one.
-func (h *host) room() bool {
-	if h.connections == 0 || h.pool.sum(counters.ClusterUpstreamCxActive) < h.pool.config.Breaker.MaxConnections {
+// allows tells whether a priority's circuit breaker has room for one more connection; a host without any of that priority may
+// always have one.
+func (h *host) allows(p cluster.Priority) bool {
+	return h.connections[p] == 0 || h.pool.config.Load(p, counters.ClusterUpstreamCxActive) < h.pool.config.Breakers[p].MaxConnections
+}
+
+// room is allows, and counts a refusal.
+func (h *host) room(p cluster.Priority) bool {
+	if h.allows(p) {
 		return true
 	}
 	h.pool.cells[counters.ClusterUpstreamCxOverflow]++
 	return false
+}
+
+// relieve opens a connection in the place of one that went, for requests that a limit had kept waiting.
+func (h *host) relieve() {
+	for _, p := range [...]cluster.Priority{cluster.High, cluster.Default} {
+		if h.waits(p) && h.allows(p) {
+			h.connect(p)
+			return
+		}
+	}
 }
 
 // wantsConnection tells whether those that are being made do not suffice for the requests that wait.
@@ -153,19 +176,9 @@ func (p *pool) retire() {
 	p.hosts, p.active = nil, nil
 }
 
-// sum adds up one cell over all workers. Other workers' cells are read while they write: the value may be a few
-// stores old, which is what the limits allow.
-func (p *pool) sum(cell int) uint64 {
-	var total uint64
-	for _, cells := range p.config.Cells {
-		total += atomic.LoadUint64(&cells[cell])
-	}
-	return total
-}
-
-// full tells that the cluster has as many requests under way as it may.
-func (p *pool) full() bool {
-	return p.sum(counters.ClusterUpstreamRqActive) >= p.config.Breaker.MaxRequests
+// full tells that the cluster has as many requests of a priority under way as it may.
+func (p *pool) full(priority cluster.Priority) bool {
+	return p.config.Load(priority, counters.ClusterUpstreamRqActive) >= p.config.Breakers[priority].MaxRequests
 }
 
 // avoidTries is how often another host is asked for than those that failed.
@@ -205,8 +218,8 @@ func (p *pool) countMode(mode cluster.Mode) {
 }
 
 // newStream finds a connection for a request, or queues it.
-func (p *pool) newStream(avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
-	if p.full() {
+func (p *pool) newStream(priority cluster.Priority, avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
+	if p.full(priority) {
 		p.cells[counters.ClusterUpstreamRqPendingOverflow]++
 		cb.OnPoolFailure(Overflow, nil)
 		return nil
@@ -220,25 +233,25 @@ func (p *pool) newStream(avoid []*cluster.Host, choice *cluster.Choice, decoder 
 	if c := h.idle; c != nil {
 		h.idle = c.next
 		c.next = nil
-		c.attach(decoder)
-		h.preconnect()
+		c.attach(decoder, priority)
+		h.preconnect(priority)
 		cb.OnPoolReady(c, h.host, true)
 		return nil
 	}
 	if c := h.open(); c != nil {
-		c.begin(decoder, cb)
+		c.begin(decoder, cb, priority)
 		return nil
 	}
-	room := h.room()
-	if p.sum(counters.ClusterUpstreamRqPendingActive) >= p.config.Breaker.MaxPending {
+	room := h.room(priority)
+	if p.config.Load(priority, counters.ClusterUpstreamRqPendingActive) >= p.config.Breakers[priority].MaxPending {
 		p.cells[counters.ClusterUpstreamRqPendingOverflow]++
 		cb.OnPoolFailure(Overflow, h.host)
 		return nil
 	}
-	pending := h.enqueue(choice, decoder, cb)
+	pending := h.enqueue(priority, choice, decoder, cb)
 	if room && h.wantsConnection() {
-		h.connect()
-		h.preconnect()
+		h.connect(priority)
+		h.preconnect(priority)
 	}
 	return pending
 }
@@ -246,18 +259,19 @@ func (p *pool) newStream(avoid []*cluster.Host, choice *cluster.Choice, decoder 
 // preconnects bounds how many connections one request opens ahead of others, as Envoy does.
 const preconnects = 3
 
-// preconnect opens connections that the next requests will need, within the breaker. A connection of HTTP/2 has room for them as it is.
-func (h *host) preconnect() {
+// preconnect opens connections that the next requests will need, within the breaker of this one's priority. A connection of HTTP/2 has
+// room for them as it is.
+func (h *host) preconnect(p cluster.Priority) {
 	ratio := int(h.pool.config.Preconnect)
 	if ratio <= 100 || h.multiplexes() {
 		return
 	}
-	missing := ((h.queued+int(h.active))*ratio+99)/100 - h.connections
+	missing := ((h.queued+int(h.active))*ratio+99)/100 - h.connections[cluster.Default] - h.connections[cluster.High]
 	for range min(missing, preconnects) {
-		if h.pool.sum(counters.ClusterUpstreamCxActive) >= h.pool.config.Breaker.MaxConnections {
+		if h.pool.config.Load(p, counters.ClusterUpstreamCxActive) >= h.pool.config.Breakers[p].MaxConnections {
 			return
 		}
-		h.connect()
+		h.connect(p)
 	}
 }
 
@@ -265,7 +279,7 @@ func (h *host) preconnect() {
 // asks for no less).
 const assumedStreams = 100
 
-func (h *host) enqueue(choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
+func (h *host) enqueue(priority cluster.Priority, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
 	m := h.pool.manager
 	w := m.waiting
 	if w == nil {
@@ -273,20 +287,32 @@ func (h *host) enqueue(choice *cluster.Choice, decoder stream.ResponseDecoder, c
 	} else {
 		m.waiting = w.next
 	}
-	w.choice, w.decoder, w.callbacks = choice, decoder, cb
+	w.priority, w.choice, w.decoder, w.callbacks = priority, choice, decoder, cb
 	h.push(w)
 	h.pool.cells[counters.ClusterUpstreamRqPendingTotal]++
-	h.pool.cells[counters.ClusterUpstreamRqPendingActive]++
+	h.pool.count(counters.ClusterUpstreamRqPendingActive, priority)
 	return w
 }
 
-// push puts a request at the end of the queue.
+// push puts a request at the end of its priority's queue.
 func (h *host) push(w *Pending) {
 	w.host = h
-	last := h.queue.prev
-	w.prev, w.next = last, &h.queue
-	last.next, h.queue.prev = w, w
+	queue := &h.queue[w.priority]
+	last := queue.prev
+	w.prev, w.next = last, queue
+	last.next, queue.prev = w, w
 	h.queued++
+}
+
+// waits tells that requests of a priority wait.
+func (h *host) waits(p cluster.Priority) bool { return h.queue[p].next != &h.queue[p] }
+
+// first is the request whose turn it is, of those that wait: the oldest one of high priority, else the oldest.
+func (h *host) first() *Pending {
+	if h.waits(cluster.High) {
+		return h.queue[cluster.High].next
+	}
+	return h.queue[cluster.Default].next
 }
 
 // remove takes a request out of the queue and gives its place back.
@@ -294,7 +320,7 @@ func (h *host) remove(w *Pending) (stream.ResponseDecoder, Callbacks) {
 	w.prev.next, w.next.prev = w.next, w.prev
 	decoder, cb := w.decoder, w.callbacks
 	h.queued--
-	h.pool.cells[counters.ClusterUpstreamRqPendingActive]--
+	h.pool.uncount(counters.ClusterUpstreamRqPendingActive, w.priority)
 	m := h.pool.manager
 	*w = Pending{next: m.waiting}
 	m.waiting = w
@@ -311,28 +337,34 @@ func (w *Pending) Cancel() {
 // fail answers every queued request.
 func (h *host) fail(why Failure) {
 	for h.queued > 0 {
-		_, cb := h.remove(h.queue.next)
+		_, cb := h.remove(h.first())
 		cb.OnPoolFailure(why, h.host)
 	}
 }
 
-// failOne answers the oldest request when there are more of them than connections being made: one failed connect
-// fails one request.
-func (h *host) failOne(why Failure) {
+// failOne answers a request when there are more of them than connections being made: one failed connect fails one request, of
+// the priority that it was made for where one waits.
+func (h *host) failOne(why Failure, p cluster.Priority) {
 	if h.queued > h.connecting {
-		_, cb := h.remove(h.queue.next)
+		w := h.first()
+		if h.waits(p) {
+			w = h.queue[p].next
+		}
+		_, cb := h.remove(w)
 		cb.OnPoolFailure(why, h.host)
 	}
 }
 
-// ready gives a free connection to the oldest queued request, or keeps it for later.
+// ready gives a free connection to the queued request whose turn it is, or keeps it for later.
 func (h *host) ready(c *client, reused bool) {
 	for h.queued > 0 {
 		if !h.admit() {
 			continue
 		}
-		decoder, cb := h.remove(h.queue.next)
-		c.attach(decoder)
+		w := h.first()
+		priority := w.priority
+		decoder, cb := h.remove(w)
+		c.attach(decoder, priority)
 		cb.OnPoolReady(c, h.host, reused)
 		return
 	}
@@ -344,13 +376,14 @@ func (h *host) ready(c *client, reused bool) {
 	h.idle = c
 }
 
-// admit tells whether the oldest queued request may go on. Those that wait are not under way yet: when the cluster's limit was
+// admit tells whether the queued request whose turn it is may go on. Those that wait are not under way yet: when the limit was
 // reached while they waited they are refused, as Envoy does.
 func (h *host) admit() bool {
-	if !h.pool.full() {
+	w := h.first()
+	if !h.pool.full(w.priority) {
 		return true
 	}
-	_, cb := h.remove(h.queue.next)
+	_, cb := h.remove(w)
 	h.pool.cells[counters.ClusterUpstreamRqPendingOverflow]++
 	cb.OnPoolFailure(Overflow, h.host)
 	return false
@@ -377,19 +410,19 @@ func (h *host) dropIdle(c *client) {
 	}
 }
 
-func (h *host) opened() {
-	h.connections++
+func (h *host) opened(p cluster.Priority) {
+	h.connections[p]++
 	h.pool.cells[counters.ClusterUpstreamCxTotal]++
-	h.pool.cells[counters.ClusterUpstreamCxActive]++
+	h.pool.count(counters.ClusterUpstreamCxActive, p)
 }
 
 // closed counts a connection out, and opens another one when requests wait that a limit had kept back.
-func (h *host) closed() {
-	h.connections--
-	h.pool.cells[counters.ClusterUpstreamCxActive]--
+func (h *host) closed(p cluster.Priority) {
+	h.connections[p]--
+	h.pool.uncount(counters.ClusterUpstreamCxActive, p)
 	h.pool.cells[counters.ClusterUpstreamCxDestroy]++
 	if h.queued > h.connecting && h.index >= 0 && (!h.multiplexes() || h.connecting == 0) {
-		h.connect()
+		h.relieve()
 	}
 }
 
@@ -409,6 +442,17 @@ func failureOf(reason conn.Reason) Failure {
 	return ConnectionFailure
 }
 
+// count and uncount change a gauge of both priorities, and the part of high behind it.
+func (p *pool) count(gauge int, priority cluster.Priority) {
+	p.cells[gauge]++
+	p.cells[gauge+1] += uint64(priority)
+}
+
+func (p *pool) uncount(gauge int, priority cluster.Priority) {
+	p.cells[gauge]--
+	p.cells[gauge+1] -= uint64(priority)
+}
+
 // took and gave count what a host has under way, for the balancer too.
 func (h *host) took() {
 	h.active++
@@ -426,15 +470,15 @@ func (h *host) gave() {
 	}
 }
 
-func (h *host) requestBegan() {
+func (h *host) requestBegan(p cluster.Priority) {
 	h.took()
 	h.pool.cells[counters.ClusterUpstreamRqTotal]++
-	h.pool.cells[counters.ClusterUpstreamRqActive]++
+	h.pool.count(counters.ClusterUpstreamRqActive, p)
 }
 
-func (h *host) requestEnded() {
+func (h *host) requestEnded(p cluster.Priority) {
 	h.gave()
-	h.pool.cells[counters.ClusterUpstreamRqActive]--
+	h.pool.uncount(counters.ClusterUpstreamRqActive, p)
 }
 
 func (h *host) countTxReset() { h.pool.cells[counters.ClusterUpstreamRqTxReset]++ }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha1" //nolint:gosec // RFC 6455 says so; nothing is kept secret by it.
 	"encoding/base64"
 
+	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/hpack"
 	"retinue.dev/proxyd/internal/http1"
@@ -29,6 +30,7 @@ type request struct {
 	head     *header.Request // not sent yet: the server has not said whether it takes extended CONNECT
 	began    int64
 	method   header.MethodID
+	priority cluster.Priority
 	upgrade  bool // asks for a tunnel of the protocol that Upgrade names
 	tunnel   bool
 	key      [64]byte // Sec-WebSocket-Key
@@ -175,7 +177,7 @@ func (r *request) BufferedBytes() int { return r.wire.Buffered() }
 // ended counts the request out.
 func (r *request) ended() {
 	r.decoder = nil
-	r.session.host.requestEnded()
+	r.session.host.requestEnded(r.priority)
 }
 
 // fail ends the request early.

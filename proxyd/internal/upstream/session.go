@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/http2"
@@ -27,6 +28,7 @@ type session struct {
 	counted   uint64 // bytes read that the counters have
 	sent      uint64 // bytes written that the counters have
 	held      *request
+	openedFor cluster.Priority // whose breaker counts the connection
 	listed    bool
 	connected bool
 	leaving   bool // takes no more requests
@@ -43,25 +45,25 @@ func (h *host) multiplexes() bool {
 }
 
 // dialHTTP2 opens a connection of HTTP/2.
-func (h *host) dialHTTP2() {
+func (h *host) dialHTTP2(p cluster.Priority) {
 	m := h.pool.manager
-	c := h.newSession()
+	c := h.newSession(p)
 	h.connecting++
-	h.opened()
+	h.opened(p)
 	c.transport = conn.Dial(m.worker, h.address(), m.nextID(), c, h.options())
 }
 
-func (h *host) newSession() *session {
-	c := &session{host: h, reason: stream.ResetConnectionTermination, detail: DetailTermination}
+func (h *host) newSession(p cluster.Priority) *session {
+	c := &session{host: h, openedFor: p, reason: stream.ResetConnectionTermination, detail: DetailTermination}
 	c.timer.Callback = c
 	c.frames.session = c
 	return c
 }
 
 // negotiated takes over a connection whose server chose HTTP/2.
-func (h *host) negotiated(t *conn.Conn) {
+func (h *host) negotiated(t *conn.Conn, p cluster.Priority) {
 	h.speaksHTTP2 = true
-	c := h.newSession()
+	c := h.newSession(p)
 	c.transport = t
 	t.SetHandler(c)
 	c.OnConnected(t)
@@ -72,7 +74,7 @@ func (c *session) OnConnected(t *conn.Conn) {
 	h := c.host
 	if h.pool.config.Negotiate && t.Protocol() != "h2" {
 		h.speaksHTTP2 = false
-		plain := h.newClient()
+		plain := h.newClient(c.openedFor)
 		plain.transport = t
 		t.SetHandler(plain)
 		plain.OnConnected(t)
@@ -143,20 +145,22 @@ func (h *host) serve() {
 		if !h.admit() {
 			continue
 		}
-		decoder, cb := h.remove(h.queue.next)
-		c.begin(decoder, cb)
+		w := h.first()
+		priority := w.priority
+		decoder, cb := h.remove(w)
+		c.begin(decoder, cb, priority)
 	}
 }
 
 // begin hands a session to a request.
-func (c *session) begin(decoder stream.ResponseDecoder, cb Callbacks) {
+func (c *session) begin(decoder stream.ResponseDecoder, cb Callbacks, p cluster.Priority) {
 	h := c.host
 	r := h.pool.manager.takeRequest()
-	r.session, r.decoder = c, decoder
+	r.session, r.decoder, r.priority = c, decoder, p
 	r.began = c.transport.Worker().Now()
 	c.idleSince = 0
 	c.served++
-	h.requestBegan()
+	h.requestBegan(p)
 	if limit := h.pool.config.MaxRequests; limit > 0 && c.served >= limit {
 		h.pool.cells[counters.ClusterUpstreamCxMaxRequests]++
 		c.leave()
@@ -225,7 +229,7 @@ func (c *session) OnClose(t *conn.Conn, reason conn.Reason) {
 			h.pool.manager.giveRequest(r)
 		}
 	}
-	h.closed()
+	h.closed(c.openedFor)
 }
 
 func (c *session) countBytes() {
@@ -301,7 +305,7 @@ func (c *frames) OnGoAway(http2frame.ErrCode) {
 	h := c.host
 	c.leave()
 	if h.queued > 0 && h.connecting == 0 && h.open() == nil && h.index >= 0 {
-		h.connect()
+		h.connect(h.first().priority)
 	}
 	c.closeWhenEmpty()
 }

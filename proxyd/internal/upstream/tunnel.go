@@ -7,7 +7,7 @@ import (
 	"retinue.dev/proxyd/internal/proxyprotocol"
 )
 
-// Tunnel is one connection that Dial made, for the counters.
+// Tunnel is one connection that Dial made, for the counters. It is of the default priority.
 type Tunnel struct{ host *host }
 
 // Host is the endpoint.
@@ -24,11 +24,11 @@ func (p *pool) dialTunnel(client *conn.Conn, choice *cluster.Choice, h conn.Hand
 		return nil, Tunnel{}, NoHost
 	}
 	to := p.hosts[at]
-	if p.sum(counters.ClusterUpstreamCxActive) >= p.config.Breaker.MaxConnections {
+	if p.config.Load(cluster.Default, counters.ClusterUpstreamCxActive) >= p.config.Breakers[cluster.Default].MaxConnections {
 		p.cells[counters.ClusterUpstreamCxOverflow]++
 		return nil, Tunnel{}, Overflow
 	}
-	to.opened()
+	to.opened(cluster.Default)
 	to.took()
 	o := to.options()
 	if p.config.Proxy > 0 {
@@ -51,18 +51,18 @@ func (t Tunnel) Closed(c *conn.Conn, reason conn.Reason) {
 	cells[counters.ClusterUpstreamCxRxBytesTotal] += c.BytesRead()
 	cells[counters.ClusterUpstreamCxTxBytesTotal] += c.BytesWritten()
 	h.gave()
-	h.closed()
+	h.closed(cluster.Default)
 }
 
 // Moved counts the connection out when another process goes on with it.
-func (t Tunnel) Moved() { t.host.moved() }
+func (t Tunnel) Moved() { t.host.moved(cluster.Default) }
 
-func (h *host) moved() {
+func (h *host) moved(p cluster.Priority) {
 	h.gave()
-	h.connections--
-	h.pool.cells[counters.ClusterUpstreamCxActive]--
+	h.connections[p]--
+	h.pool.uncount(counters.ClusterUpstreamCxActive, p)
 	if h.queued > h.connecting && h.index >= 0 {
-		h.connect()
+		h.relieve()
 	}
 }
 
@@ -73,7 +73,7 @@ func (m *Manager) AdoptTunnel(handle cluster.Handle, address string) (Tunnel, bo
 	if h == nil {
 		return Tunnel{}, false
 	}
-	h.adopted()
+	h.adopted(cluster.Default)
 	return Tunnel{h}, true
 }
 
@@ -87,13 +87,13 @@ func (m *Manager) adoptHost(handle cluster.Handle, address string) *host {
 			return h
 		}
 	}
-	h := &host{pool: p, host: &cluster.Host{Address: address}, index: -1}
-	h.queue.prev, h.queue.next = &h.queue, &h.queue
+	h := newHost(p, &cluster.Host{Address: address})
+	h.index = -1
 	return h
 }
 
-func (h *host) adopted() {
+func (h *host) adopted(p cluster.Priority) {
 	h.took()
-	h.connections++
-	h.pool.cells[counters.ClusterUpstreamCxActive]++
+	h.connections[p]++
+	h.pool.count(counters.ClusterUpstreamCxActive, p)
 }

@@ -192,6 +192,53 @@ func (EscapedSlashes) EnumDescriptor() ([]byte, []int) {
 	return file_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
+// RoutingPriority is Envoy's. What is not asked for by a route, and TCP, has the default one.
+type RoutingPriority int32
+
+const (
+	RoutingPriority_ROUTING_PRIORITY_DEFAULT RoutingPriority = 0
+	RoutingPriority_ROUTING_PRIORITY_HIGH    RoutingPriority = 1
+)
+
+// Enum value maps for RoutingPriority.
+var (
+	RoutingPriority_name = map[int32]string{
+		0: "ROUTING_PRIORITY_DEFAULT",
+		1: "ROUTING_PRIORITY_HIGH",
+	}
+	RoutingPriority_value = map[string]int32{
+		"ROUTING_PRIORITY_DEFAULT": 0,
+		"ROUTING_PRIORITY_HIGH":    1,
+	}
+)
+
+func (x RoutingPriority) Enum() *RoutingPriority {
+	p := new(RoutingPriority)
+	*p = x
+	return p
+}
+
+func (x RoutingPriority) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RoutingPriority) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[3].Descriptor()
+}
+
+func (RoutingPriority) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[3]
+}
+
+func (x RoutingPriority) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RoutingPriority.Descriptor instead.
+func (RoutingPriority) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
 type SubsetFallback int32
 
 const (
@@ -225,11 +272,11 @@ func (x SubsetFallback) String() string {
 }
 
 func (SubsetFallback) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[3].Descriptor()
+	return file_config_v1_config_proto_enumTypes[4].Descriptor()
 }
 
 func (SubsetFallback) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[3]
+	return &file_config_v1_config_proto_enumTypes[4]
 }
 
 func (x SubsetFallback) Number() protoreflect.EnumNumber {
@@ -238,7 +285,7 @@ func (x SubsetFallback) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SubsetFallback.Descriptor instead.
 func (SubsetFallback) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 type Balance int32
@@ -280,11 +327,11 @@ func (x Balance) String() string {
 }
 
 func (Balance) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[4].Descriptor()
+	return file_config_v1_config_proto_enumTypes[5].Descriptor()
 }
 
 func (Balance) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[4]
+	return &file_config_v1_config_proto_enumTypes[5]
 }
 
 func (x Balance) Number() protoreflect.EnumNumber {
@@ -293,7 +340,7 @@ func (x Balance) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Balance.Descriptor instead.
 func (Balance) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 type OnError int32
@@ -329,11 +376,11 @@ func (x OnError) String() string {
 }
 
 func (OnError) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[5].Descriptor()
+	return file_config_v1_config_proto_enumTypes[6].Descriptor()
 }
 
 func (OnError) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[5]
+	return &file_config_v1_config_proto_enumTypes[6]
 }
 
 func (x OnError) Number() protoreflect.EnumNumber {
@@ -342,7 +389,7 @@ func (x OnError) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OnError.Descriptor instead.
 func (OnError) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 type Severity int32
@@ -378,11 +425,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[6].Descriptor()
+	return file_config_v1_config_proto_enumTypes[7].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[6]
+	return &file_config_v1_config_proto_enumTypes[7]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -391,7 +438,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 type Operation int32
@@ -430,11 +477,11 @@ func (x Operation) String() string {
 }
 
 func (Operation) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[7].Descriptor()
+	return file_config_v1_config_proto_enumTypes[8].Descriptor()
 }
 
 func (Operation) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[7]
+	return &file_config_v1_config_proto_enumTypes[8]
 }
 
 func (x Operation) Number() protoreflect.EnumNumber {
@@ -443,7 +490,7 @@ func (x Operation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Operation.Descriptor instead.
 func (Operation) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 type OverloadAction_Kind int32
@@ -491,11 +538,11 @@ func (x OverloadAction_Kind) String() string {
 }
 
 func (OverloadAction_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[8].Descriptor()
+	return file_config_v1_config_proto_enumTypes[9].Descriptor()
 }
 
 func (OverloadAction_Kind) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[8]
+	return &file_config_v1_config_proto_enumTypes[9]
 }
 
 func (x OverloadAction_Kind) Number() protoreflect.EnumNumber {
@@ -543,11 +590,11 @@ func (x StatsPush_Format) String() string {
 }
 
 func (StatsPush_Format) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[9].Descriptor()
+	return file_config_v1_config_proto_enumTypes[10].Descriptor()
 }
 
 func (StatsPush_Format) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[9]
+	return &file_config_v1_config_proto_enumTypes[10]
 }
 
 func (x StatsPush_Format) Number() protoreflect.EnumNumber {
@@ -4497,10 +4544,11 @@ type RouteAction struct {
 	RegexRewrite        *RegexRewrite          `protobuf:"bytes,9,opt,name=regex_rewrite,json=regexRewrite,proto3" json:"regex_rewrite,omitempty"`                   // of the path without query; excludes prefix_rewrite
 	HostRewriteHeader   string                 `protobuf:"bytes,10,opt,name=host_rewrite_header,json=hostRewriteHeader,proto3" json:"host_rewrite_header,omitempty"` // the request header whose value replaces Host, when it is there
 	QueryRewrite        *QueryRewrite          `protobuf:"bytes,11,opt,name=query_rewrite,json=queryRewrite,proto3" json:"query_rewrite,omitempty"`
-	Retry               *RetryPolicy           `protobuf:"bytes,12,opt,name=retry,proto3" json:"retry,omitempty"`                                   // none: nothing is tried again but what an idle connection lost
-	HashPolicies        []*HashPolicy          `protobuf:"bytes,40,rep,name=hash_policies,json=hashPolicies,proto3" json:"hash_policies,omitempty"` // the key of consistent hashes; without one it is random
-	Subset              []*Metadata            `protobuf:"bytes,41,rep,name=subset,proto3" json:"subset,omitempty"`                                 // of the cluster's hosts; sorted by name
-	Upgrades            *RouteUpgrades         `protobuf:"bytes,42,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                             // unset: whatever the connection manager allows
+	Retry               *RetryPolicy           `protobuf:"bytes,12,opt,name=retry,proto3" json:"retry,omitempty"`                                               // none: nothing is tried again but what an idle connection lost
+	HashPolicies        []*HashPolicy          `protobuf:"bytes,40,rep,name=hash_policies,json=hashPolicies,proto3" json:"hash_policies,omitempty"`             // the key of consistent hashes; without one it is random
+	Subset              []*Metadata            `protobuf:"bytes,41,rep,name=subset,proto3" json:"subset,omitempty"`                                             // of the cluster's hosts; sorted by name
+	Upgrades            *RouteUpgrades         `protobuf:"bytes,42,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                                         // unset: whatever the connection manager allows
+	Priority            RoutingPriority        `protobuf:"varint,43,opt,name=priority,proto3,enum=retinue.config.v1.RoutingPriority" json:"priority,omitempty"` // which of a cluster's circuit breakers bounds the requests
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -4638,6 +4686,13 @@ func (x *RouteAction) GetUpgrades() *RouteUpgrades {
 		return x.Upgrades
 	}
 	return nil
+}
+
+func (x *RouteAction) GetPriority() RoutingPriority {
+	if x != nil {
+		return x.Priority
+	}
+	return RoutingPriority_ROUTING_PRIORITY_DEFAULT
 }
 
 // RouteUpgrades narrows what a connection manager's upgrade_types allow. Others are answered 403.
@@ -5569,9 +5624,9 @@ type Cluster struct {
 	Endpoints                     []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`    // static; empty with discovery
 	Discovered                    bool                   `protobuf:"varint,3,opt,name=discovered,proto3" json:"discovered,omitempty"` // endpoints come by WatchEndpoints
 	Balance                       Balance                `protobuf:"varint,4,opt,name=balance,proto3,enum=retinue.config.v1.Balance" json:"balance,omitempty"`
-	ConnectTimeoutMs              int64                  `protobuf:"varint,5,opt,name=connect_timeout_ms,json=connectTimeoutMs,proto3" json:"connect_timeout_ms,omitempty"` // default 5 000
-	IdleTimeoutMs                 int64                  `protobuf:"varint,6,opt,name=idle_timeout_ms,json=idleTimeoutMs,proto3" json:"idle_timeout_ms,omitempty"`          // pooled connection without requests; default 3 600 000
-	CircuitBreaker                *CircuitBreaker        `protobuf:"bytes,7,opt,name=circuit_breaker,json=circuitBreaker,proto3" json:"circuit_breaker,omitempty"`
+	ConnectTimeoutMs              int64                  `protobuf:"varint,5,opt,name=connect_timeout_ms,json=connectTimeoutMs,proto3" json:"connect_timeout_ms,omitempty"`                                             // default 5 000
+	IdleTimeoutMs                 int64                  `protobuf:"varint,6,opt,name=idle_timeout_ms,json=idleTimeoutMs,proto3" json:"idle_timeout_ms,omitempty"`                                                      // pooled connection without requests; default 3 600 000
+	CircuitBreaker                *CircuitBreaker        `protobuf:"bytes,7,opt,name=circuit_breaker,json=circuitBreaker,proto3" json:"circuit_breaker,omitempty"`                                                      // of ROUTING_PRIORITY_DEFAULT
 	Protocol                      string                 `protobuf:"bytes,8,opt,name=protocol,proto3" json:"protocol,omitempty"`                                                                                        // "http1" (default) | "http2" | "auto"
 	MaxRequestsPerConnection      uint32                 `protobuf:"varint,9,opt,name=max_requests_per_connection,json=maxRequestsPerConnection,proto3" json:"max_requests_per_connection,omitempty"`                   // 0: no limit
 	PerConnectionBufferLimitBytes uint32                 `protobuf:"varint,10,opt,name=per_connection_buffer_limit_bytes,json=perConnectionBufferLimitBytes,proto3" json:"per_connection_buffer_limit_bytes,omitempty"` // default 1 MiB
@@ -5589,9 +5644,10 @@ type Cluster struct {
 	Localities                    []*LocalityWeight      `protobuf:"bytes,45,rep,name=localities,proto3" json:"localities,omitempty"`                                                                                   // any: localities are weighted; one without an entry has the weight 1
 	SlowStart                     *SlowStart             `protobuf:"bytes,46,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`                                                                    // unset: a host takes its whole share at once
 	Subsets                       []*SubsetSelector      `protobuf:"bytes,47,rep,name=subsets,proto3" json:"subsets,omitempty"`
-	HashBalanceFactor             uint32                 `protobuf:"varint,140,opt,name=hash_balance_factor,json=hashBalanceFactor,proto3" json:"hash_balance_factor,omitempty"` // percent, at least 100: of the mean of requests, which a host takes by consistent hash; 0: any
-	PreconnectPercent             uint32                 `protobuf:"varint,49,opt,name=preconnect_percent,json=preconnectPercent,proto3" json:"preconnect_percent,omitempty"`    // HTTP/1 connections kept for each request under way; default 100: as many as requests
-	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`                          // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
+	HashBalanceFactor             uint32                 `protobuf:"varint,140,opt,name=hash_balance_factor,json=hashBalanceFactor,proto3" json:"hash_balance_factor,omitempty"`  // percent, at least 100: of the mean of requests, which a host takes by consistent hash; 0: any
+	PreconnectPercent             uint32                 `protobuf:"varint,49,opt,name=preconnect_percent,json=preconnectPercent,proto3" json:"preconnect_percent,omitempty"`     // HTTP/1 connections kept for each request under way; default 100: as many as requests
+	HeaderCase                    []string               `protobuf:"bytes,48,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`                           // spellings of header names towards HTTP/1 endpoints, instead of the canonical ones
+	CircuitBreakerHigh            *CircuitBreaker        `protobuf:"bytes,50,opt,name=circuit_breaker_high,json=circuitBreakerHigh,proto3" json:"circuit_breaker_high,omitempty"` // of ROUTING_PRIORITY_HIGH; unset: the defaults
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -5811,6 +5867,13 @@ func (x *Cluster) GetPreconnectPercent() uint32 {
 func (x *Cluster) GetHeaderCase() []string {
 	if x != nil {
 		return x.HeaderCase
+	}
+	return nil
+}
+
+func (x *Cluster) GetCircuitBreakerHigh() *CircuitBreaker {
+	if x != nil {
+		return x.CircuitBreakerHigh
 	}
 	return nil
 }
@@ -12235,7 +12298,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04test\"/\n" +
 	"\x05Range\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x03R\x03end\"\x89\a\n" +
+	"\x03end\x18\x02 \x01(\x03R\x03end\"\xc9\a\n" +
 	"\vRouteAction\x12>\n" +
 	"\bclusters\x18\x01 \x03(\v2\".retinue.config.v1.WeightedClusterR\bclusters\x12\"\n" +
 	"\n" +
@@ -12253,7 +12316,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x05retry\x18\f \x01(\v2\x1e.retinue.config.v1.RetryPolicyR\x05retry\x12B\n" +
 	"\rhash_policies\x18( \x03(\v2\x1d.retinue.config.v1.HashPolicyR\fhashPolicies\x123\n" +
 	"\x06subset\x18) \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\x12<\n" +
-	"\bupgrades\x18* \x01(\v2 .retinue.config.v1.RouteUpgradesR\bupgradesB\r\n" +
+	"\bupgrades\x18* \x01(\v2 .retinue.config.v1.RouteUpgradesR\bupgrades\x12>\n" +
+	"\bpriority\x18+ \x01(\x0e2\".retinue.config.v1.RoutingPriorityR\bpriorityB\r\n" +
 	"\v_timeout_msB\x12\n" +
 	"\x10_idle_timeout_msB\x11\n" +
 	"\x0f_prefix_rewriteB\x19\n" +
@@ -12327,7 +12391,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06absent\x18\x04 \x03(\v2\x19.retinue.config.v1.HeaderR\x06absent\"2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xbf\v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x94\f\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x1b.retinue.config.v1.EndpointR\tendpoints\x12\x1e\n" +
@@ -12362,7 +12426,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x13hash_balance_factor\x18\x8c\x01 \x01(\rR\x11hashBalanceFactor\x12-\n" +
 	"\x12preconnect_percent\x181 \x01(\rR\x11preconnectPercent\x12\x1f\n" +
 	"\vheader_case\x180 \x03(\tR\n" +
-	"headerCaseB\x1a\n" +
+	"headerCase\x12S\n" +
+	"\x14circuit_breaker_high\x182 \x01(\v2!.retinue.config.v1.CircuitBreakerR\x12circuitBreakerHighB\x1a\n" +
 	"\x18_panic_threshold_percent\"@\n" +
 	"\bRingHash\x12\x19\n" +
 	"\bmin_size\x18\x01 \x01(\x04R\aminSize\x12\x19\n" +
@@ -12911,7 +12976,10 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x14ESCAPED_SLASHES_KEEP\x10\x00\x12\x1a\n" +
 	"\x16ESCAPED_SLASHES_REJECT\x10\x01\x12\x1c\n" +
 	"\x18ESCAPED_SLASHES_REDIRECT\x10\x02\x12\x1a\n" +
-	"\x16ESCAPED_SLASHES_DECODE\x10\x03*`\n" +
+	"\x16ESCAPED_SLASHES_DECODE\x10\x03*J\n" +
+	"\x0fRoutingPriority\x12\x1c\n" +
+	"\x18ROUTING_PRIORITY_DEFAULT\x10\x00\x12\x19\n" +
+	"\x15ROUTING_PRIORITY_HIGH\x10\x01*`\n" +
 	"\x0eSubsetFallback\x12\x18\n" +
 	"\x14SUBSET_FALLBACK_NONE\x10\x00\x12\x17\n" +
 	"\x13SUBSET_FALLBACK_ANY\x10\x01\x12\x1b\n" +
@@ -12959,375 +13027,378 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_config_v1_config_proto_rawDescData
 }
 
-var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
 var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 138)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
 	(EscapedSlashes)(0),           // 2: retinue.config.v1.EscapedSlashes
-	(SubsetFallback)(0),           // 3: retinue.config.v1.SubsetFallback
-	(Balance)(0),                  // 4: retinue.config.v1.Balance
-	(OnError)(0),                  // 5: retinue.config.v1.OnError
-	(Severity)(0),                 // 6: retinue.config.v1.Severity
-	(Operation)(0),                // 7: retinue.config.v1.Operation
-	(OverloadAction_Kind)(0),      // 8: retinue.config.v1.OverloadAction.Kind
-	(StatsPush_Format)(0),         // 9: retinue.config.v1.StatsPush.Format
-	(*WatchRequest)(nil),          // 10: retinue.config.v1.WatchRequest
-	(*Subscribe)(nil),             // 11: retinue.config.v1.Subscribe
-	(*Prepared)(nil),              // 12: retinue.config.v1.Prepared
-	(*Refused)(nil),               // 13: retinue.config.v1.Refused
-	(*Refusal)(nil),               // 14: retinue.config.v1.Refusal
-	(*Applied)(nil),               // 15: retinue.config.v1.Applied
-	(*WatchResponse)(nil),         // 16: retinue.config.v1.WatchResponse
-	(*Prepare)(nil),               // 17: retinue.config.v1.Prepare
-	(*Secrets)(nil),               // 18: retinue.config.v1.Secrets
-	(*CertificateSecret)(nil),     // 19: retinue.config.v1.CertificateSecret
-	(*FileSecret)(nil),            // 20: retinue.config.v1.FileSecret
-	(*Commit)(nil),                // 21: retinue.config.v1.Commit
-	(*Abort)(nil),                 // 22: retinue.config.v1.Abort
-	(*ObjectRef)(nil),             // 23: retinue.config.v1.ObjectRef
-	(*Source)(nil),                // 24: retinue.config.v1.Source
-	(*Object)(nil),                // 25: retinue.config.v1.Object
-	(*Runtime)(nil),               // 26: retinue.config.v1.Runtime
-	(*DrainPolicy)(nil),           // 27: retinue.config.v1.DrainPolicy
-	(*Overload)(nil),              // 28: retinue.config.v1.Overload
-	(*OverloadAction)(nil),        // 29: retinue.config.v1.OverloadAction
-	(*Address)(nil),               // 30: retinue.config.v1.Address
-	(*Listener)(nil),              // 31: retinue.config.v1.Listener
-	(*FilterChain)(nil),           // 32: retinue.config.v1.FilterChain
-	(*FilterChainMatch)(nil),      // 33: retinue.config.v1.FilterChainMatch
-	(*ProxyProtocol)(nil),         // 34: retinue.config.v1.ProxyProtocol
-	(*Certificate)(nil),           // 35: retinue.config.v1.Certificate
-	(*Tls)(nil),                   // 36: retinue.config.v1.Tls
-	(*UpstreamTls)(nil),           // 37: retinue.config.v1.UpstreamTls
-	(*TcpProxy)(nil),              // 38: retinue.config.v1.TcpProxy
-	(*WeightedCluster)(nil),       // 39: retinue.config.v1.WeightedCluster
-	(*Http)(nil),                  // 40: retinue.config.v1.Http
-	(*HttpTracing)(nil),           // 41: retinue.config.v1.HttpTracing
-	(*RouteTracing)(nil),          // 42: retinue.config.v1.RouteTracing
-	(*TraceTag)(nil),              // 43: retinue.config.v1.TraceTag
-	(*Http2)(nil),                 // 44: retinue.config.v1.Http2
-	(*PathOptions)(nil),           // 45: retinue.config.v1.PathOptions
-	(*HttpTimeouts)(nil),          // 46: retinue.config.v1.HttpTimeouts
-	(*HttpLimits)(nil),            // 47: retinue.config.v1.HttpLimits
-	(*VirtualHost)(nil),           // 48: retinue.config.v1.VirtualHost
-	(*Route)(nil),                 // 49: retinue.config.v1.Route
-	(*RouteMatch)(nil),            // 50: retinue.config.v1.RouteMatch
-	(*FieldMatch)(nil),            // 51: retinue.config.v1.FieldMatch
-	(*Range)(nil),                 // 52: retinue.config.v1.Range
-	(*RouteAction)(nil),           // 53: retinue.config.v1.RouteAction
-	(*RouteUpgrades)(nil),         // 54: retinue.config.v1.RouteUpgrades
-	(*HashPolicy)(nil),            // 55: retinue.config.v1.HashPolicy
-	(*HashCookie)(nil),            // 56: retinue.config.v1.HashCookie
-	(*Sticky)(nil),                // 57: retinue.config.v1.Sticky
-	(*Mirror)(nil),                // 58: retinue.config.v1.Mirror
-	(*RegexRewrite)(nil),          // 59: retinue.config.v1.RegexRewrite
-	(*QueryRewrite)(nil),          // 60: retinue.config.v1.QueryRewrite
-	(*Parameter)(nil),             // 61: retinue.config.v1.Parameter
-	(*RetryPolicy)(nil),           // 62: retinue.config.v1.RetryPolicy
-	(*Redirect)(nil),              // 63: retinue.config.v1.Redirect
-	(*Respond)(nil),               // 64: retinue.config.v1.Respond
-	(*HeaderOps)(nil),             // 65: retinue.config.v1.HeaderOps
-	(*Header)(nil),                // 66: retinue.config.v1.Header
-	(*Cluster)(nil),               // 67: retinue.config.v1.Cluster
-	(*RingHash)(nil),              // 68: retinue.config.v1.RingHash
-	(*Maglev)(nil),                // 69: retinue.config.v1.Maglev
-	(*LocalityWeight)(nil),        // 70: retinue.config.v1.LocalityWeight
-	(*SlowStart)(nil),             // 71: retinue.config.v1.SlowStart
-	(*SubsetSelector)(nil),        // 72: retinue.config.v1.SubsetSelector
-	(*Metadata)(nil),              // 73: retinue.config.v1.Metadata
-	(*HealthCheck)(nil),           // 74: retinue.config.v1.HealthCheck
-	(*HttpCheck)(nil),             // 75: retinue.config.v1.HttpCheck
-	(*TcpCheck)(nil),              // 76: retinue.config.v1.TcpCheck
-	(*GrpcCheck)(nil),             // 77: retinue.config.v1.GrpcCheck
-	(*OutlierDetection)(nil),      // 78: retinue.config.v1.OutlierDetection
-	(*Discovery)(nil),             // 79: retinue.config.v1.Discovery
-	(*DnsDiscovery)(nil),          // 80: retinue.config.v1.DnsDiscovery
-	(*FileDiscovery)(nil),         // 81: retinue.config.v1.FileDiscovery
-	(*Endpoint)(nil),              // 82: retinue.config.v1.Endpoint
-	(*CircuitBreaker)(nil),        // 83: retinue.config.v1.CircuitBreaker
-	(*AccessLog)(nil),             // 84: retinue.config.v1.AccessLog
-	(*JsonField)(nil),             // 85: retinue.config.v1.JsonField
-	(*Plugin)(nil),                // 86: retinue.config.v1.Plugin
-	(*FilterUse)(nil),             // 87: retinue.config.v1.FilterUse
-	(*Filter)(nil),                // 88: retinue.config.v1.Filter
-	(*ExtAuthzFilter)(nil),        // 89: retinue.config.v1.ExtAuthzFilter
-	(*GlobalRateLimitFilter)(nil), // 90: retinue.config.v1.GlobalRateLimitFilter
-	(*RateLimitDescriptor)(nil),   // 91: retinue.config.v1.RateLimitDescriptor
-	(*RateLimitAction)(nil),       // 92: retinue.config.v1.RateLimitAction
-	(*AddressMask)(nil),           // 93: retinue.config.v1.AddressMask
-	(*RateLimitMatch)(nil),        // 94: retinue.config.v1.RateLimitMatch
-	(*JwtFilter)(nil),             // 95: retinue.config.v1.JwtFilter
-	(*JwtRequirement)(nil),        // 96: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 97: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 98: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 99: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 100: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 101: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 102: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 103: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 104: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 105: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 106: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 107: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 108: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 109: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 110: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 111: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 112: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 113: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 114: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 115: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 116: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 117: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 118: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 119: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 120: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 121: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 122: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 123: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 124: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 125: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 126: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 127: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 128: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 129: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 130: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 131: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 132: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 133: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 134: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 135: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 136: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 137: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 138: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 139: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 140: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 141: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 142: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 143: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 144: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 145: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 146: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 147: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 148: retinue.suite.v1.Hello
+	(RoutingPriority)(0),          // 3: retinue.config.v1.RoutingPriority
+	(SubsetFallback)(0),           // 4: retinue.config.v1.SubsetFallback
+	(Balance)(0),                  // 5: retinue.config.v1.Balance
+	(OnError)(0),                  // 6: retinue.config.v1.OnError
+	(Severity)(0),                 // 7: retinue.config.v1.Severity
+	(Operation)(0),                // 8: retinue.config.v1.Operation
+	(OverloadAction_Kind)(0),      // 9: retinue.config.v1.OverloadAction.Kind
+	(StatsPush_Format)(0),         // 10: retinue.config.v1.StatsPush.Format
+	(*WatchRequest)(nil),          // 11: retinue.config.v1.WatchRequest
+	(*Subscribe)(nil),             // 12: retinue.config.v1.Subscribe
+	(*Prepared)(nil),              // 13: retinue.config.v1.Prepared
+	(*Refused)(nil),               // 14: retinue.config.v1.Refused
+	(*Refusal)(nil),               // 15: retinue.config.v1.Refusal
+	(*Applied)(nil),               // 16: retinue.config.v1.Applied
+	(*WatchResponse)(nil),         // 17: retinue.config.v1.WatchResponse
+	(*Prepare)(nil),               // 18: retinue.config.v1.Prepare
+	(*Secrets)(nil),               // 19: retinue.config.v1.Secrets
+	(*CertificateSecret)(nil),     // 20: retinue.config.v1.CertificateSecret
+	(*FileSecret)(nil),            // 21: retinue.config.v1.FileSecret
+	(*Commit)(nil),                // 22: retinue.config.v1.Commit
+	(*Abort)(nil),                 // 23: retinue.config.v1.Abort
+	(*ObjectRef)(nil),             // 24: retinue.config.v1.ObjectRef
+	(*Source)(nil),                // 25: retinue.config.v1.Source
+	(*Object)(nil),                // 26: retinue.config.v1.Object
+	(*Runtime)(nil),               // 27: retinue.config.v1.Runtime
+	(*DrainPolicy)(nil),           // 28: retinue.config.v1.DrainPolicy
+	(*Overload)(nil),              // 29: retinue.config.v1.Overload
+	(*OverloadAction)(nil),        // 30: retinue.config.v1.OverloadAction
+	(*Address)(nil),               // 31: retinue.config.v1.Address
+	(*Listener)(nil),              // 32: retinue.config.v1.Listener
+	(*FilterChain)(nil),           // 33: retinue.config.v1.FilterChain
+	(*FilterChainMatch)(nil),      // 34: retinue.config.v1.FilterChainMatch
+	(*ProxyProtocol)(nil),         // 35: retinue.config.v1.ProxyProtocol
+	(*Certificate)(nil),           // 36: retinue.config.v1.Certificate
+	(*Tls)(nil),                   // 37: retinue.config.v1.Tls
+	(*UpstreamTls)(nil),           // 38: retinue.config.v1.UpstreamTls
+	(*TcpProxy)(nil),              // 39: retinue.config.v1.TcpProxy
+	(*WeightedCluster)(nil),       // 40: retinue.config.v1.WeightedCluster
+	(*Http)(nil),                  // 41: retinue.config.v1.Http
+	(*HttpTracing)(nil),           // 42: retinue.config.v1.HttpTracing
+	(*RouteTracing)(nil),          // 43: retinue.config.v1.RouteTracing
+	(*TraceTag)(nil),              // 44: retinue.config.v1.TraceTag
+	(*Http2)(nil),                 // 45: retinue.config.v1.Http2
+	(*PathOptions)(nil),           // 46: retinue.config.v1.PathOptions
+	(*HttpTimeouts)(nil),          // 47: retinue.config.v1.HttpTimeouts
+	(*HttpLimits)(nil),            // 48: retinue.config.v1.HttpLimits
+	(*VirtualHost)(nil),           // 49: retinue.config.v1.VirtualHost
+	(*Route)(nil),                 // 50: retinue.config.v1.Route
+	(*RouteMatch)(nil),            // 51: retinue.config.v1.RouteMatch
+	(*FieldMatch)(nil),            // 52: retinue.config.v1.FieldMatch
+	(*Range)(nil),                 // 53: retinue.config.v1.Range
+	(*RouteAction)(nil),           // 54: retinue.config.v1.RouteAction
+	(*RouteUpgrades)(nil),         // 55: retinue.config.v1.RouteUpgrades
+	(*HashPolicy)(nil),            // 56: retinue.config.v1.HashPolicy
+	(*HashCookie)(nil),            // 57: retinue.config.v1.HashCookie
+	(*Sticky)(nil),                // 58: retinue.config.v1.Sticky
+	(*Mirror)(nil),                // 59: retinue.config.v1.Mirror
+	(*RegexRewrite)(nil),          // 60: retinue.config.v1.RegexRewrite
+	(*QueryRewrite)(nil),          // 61: retinue.config.v1.QueryRewrite
+	(*Parameter)(nil),             // 62: retinue.config.v1.Parameter
+	(*RetryPolicy)(nil),           // 63: retinue.config.v1.RetryPolicy
+	(*Redirect)(nil),              // 64: retinue.config.v1.Redirect
+	(*Respond)(nil),               // 65: retinue.config.v1.Respond
+	(*HeaderOps)(nil),             // 66: retinue.config.v1.HeaderOps
+	(*Header)(nil),                // 67: retinue.config.v1.Header
+	(*Cluster)(nil),               // 68: retinue.config.v1.Cluster
+	(*RingHash)(nil),              // 69: retinue.config.v1.RingHash
+	(*Maglev)(nil),                // 70: retinue.config.v1.Maglev
+	(*LocalityWeight)(nil),        // 71: retinue.config.v1.LocalityWeight
+	(*SlowStart)(nil),             // 72: retinue.config.v1.SlowStart
+	(*SubsetSelector)(nil),        // 73: retinue.config.v1.SubsetSelector
+	(*Metadata)(nil),              // 74: retinue.config.v1.Metadata
+	(*HealthCheck)(nil),           // 75: retinue.config.v1.HealthCheck
+	(*HttpCheck)(nil),             // 76: retinue.config.v1.HttpCheck
+	(*TcpCheck)(nil),              // 77: retinue.config.v1.TcpCheck
+	(*GrpcCheck)(nil),             // 78: retinue.config.v1.GrpcCheck
+	(*OutlierDetection)(nil),      // 79: retinue.config.v1.OutlierDetection
+	(*Discovery)(nil),             // 80: retinue.config.v1.Discovery
+	(*DnsDiscovery)(nil),          // 81: retinue.config.v1.DnsDiscovery
+	(*FileDiscovery)(nil),         // 82: retinue.config.v1.FileDiscovery
+	(*Endpoint)(nil),              // 83: retinue.config.v1.Endpoint
+	(*CircuitBreaker)(nil),        // 84: retinue.config.v1.CircuitBreaker
+	(*AccessLog)(nil),             // 85: retinue.config.v1.AccessLog
+	(*JsonField)(nil),             // 86: retinue.config.v1.JsonField
+	(*Plugin)(nil),                // 87: retinue.config.v1.Plugin
+	(*FilterUse)(nil),             // 88: retinue.config.v1.FilterUse
+	(*Filter)(nil),                // 89: retinue.config.v1.Filter
+	(*ExtAuthzFilter)(nil),        // 90: retinue.config.v1.ExtAuthzFilter
+	(*GlobalRateLimitFilter)(nil), // 91: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 92: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 93: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 94: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 95: retinue.config.v1.RateLimitMatch
+	(*JwtFilter)(nil),             // 96: retinue.config.v1.JwtFilter
+	(*JwtRequirement)(nil),        // 97: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 98: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 99: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 100: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 101: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 102: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 103: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 104: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 105: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 106: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 107: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 108: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 109: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 110: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 111: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 112: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 113: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 114: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 115: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 116: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 117: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 118: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 119: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 120: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 121: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 122: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 123: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 124: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 125: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 126: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 127: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 128: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 129: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 130: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 131: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 132: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 133: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 134: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 135: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 136: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 137: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 138: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 139: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 140: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 141: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 142: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 143: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 144: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 145: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 146: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 147: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 148: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 149: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
-	11,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
-	12,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
-	13,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
-	15,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	148, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	12,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
+	13,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
+	14,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
+	16,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
+	149, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
-	14,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	148, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
-	17,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
-	21,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
-	22,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
-	18,  // 11: retinue.config.v1.WatchResponse.secrets:type_name -> retinue.config.v1.Secrets
-	23,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
-	25,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
-	18,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	127, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	124, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	19,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
-	20,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
-	26,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
-	31,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
-	40,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
-	67,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
-	84,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	118, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
-	35,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
-	86,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
-	88,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	120, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
-	28,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
-	27,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
-	27,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
-	27,  // 32: retinue.config.v1.Runtime.drain_shutdown:type_name -> retinue.config.v1.DrainPolicy
-	29,  // 33: retinue.config.v1.Overload.actions:type_name -> retinue.config.v1.OverloadAction
-	8,   // 34: retinue.config.v1.OverloadAction.kind:type_name -> retinue.config.v1.OverloadAction.Kind
-	30,  // 35: retinue.config.v1.Listener.addresses:type_name -> retinue.config.v1.Address
-	32,  // 36: retinue.config.v1.Listener.filter_chains:type_name -> retinue.config.v1.FilterChain
-	34,  // 37: retinue.config.v1.Listener.proxy_protocol:type_name -> retinue.config.v1.ProxyProtocol
-	38,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
-	33,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
-	36,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
-	87,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
-	39,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
-	87,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
-	65,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
-	65,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
-	73,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
-	48,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
-	46,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
-	47,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
-	24,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
-	65,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
-	65,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
-	45,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
-	44,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
-	87,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
-	41,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
+	15,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
+	149, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	18,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
+	22,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
+	23,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
+	19,  // 11: retinue.config.v1.WatchResponse.secrets:type_name -> retinue.config.v1.Secrets
+	24,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
+	26,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
+	19,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
+	128, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	125, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	20,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
+	21,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
+	27,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
+	32,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
+	41,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
+	68,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
+	85,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
+	119, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	36,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
+	87,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
+	89,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
+	121, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	29,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
+	28,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
+	28,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
+	28,  // 32: retinue.config.v1.Runtime.drain_shutdown:type_name -> retinue.config.v1.DrainPolicy
+	30,  // 33: retinue.config.v1.Overload.actions:type_name -> retinue.config.v1.OverloadAction
+	9,   // 34: retinue.config.v1.OverloadAction.kind:type_name -> retinue.config.v1.OverloadAction.Kind
+	31,  // 35: retinue.config.v1.Listener.addresses:type_name -> retinue.config.v1.Address
+	33,  // 36: retinue.config.v1.Listener.filter_chains:type_name -> retinue.config.v1.FilterChain
+	35,  // 37: retinue.config.v1.Listener.proxy_protocol:type_name -> retinue.config.v1.ProxyProtocol
+	39,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
+	34,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
+	37,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
+	88,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
+	40,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
+	88,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
+	66,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
+	66,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
+	74,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
+	49,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
+	47,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
+	48,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
+	25,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
+	66,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
+	66,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
+	46,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
+	45,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
+	88,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
+	42,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
 	1,   // 57: retinue.config.v1.HttpTracing.accept:type_name -> retinue.config.v1.TraceFormat
 	1,   // 58: retinue.config.v1.HttpTracing.propagate:type_name -> retinue.config.v1.TraceFormat
-	43,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
+	44,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
 	2,   // 60: retinue.config.v1.PathOptions.escaped_slashes:type_name -> retinue.config.v1.EscapedSlashes
-	49,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
-	65,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
-	65,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
-	24,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
-	87,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
-	50,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
-	53,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
-	63,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
-	64,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
-	65,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
-	65,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
-	24,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
-	87,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
-	42,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
-	51,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
-	51,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
-	51,  // 77: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
-	52,  // 78: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
-	39,  // 79: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
-	57,  // 80: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
-	58,  // 81: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
-	59,  // 82: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	60,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
-	62,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
-	55,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
-	73,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
-	54,  // 87: retinue.config.v1.RouteAction.upgrades:type_name -> retinue.config.v1.RouteUpgrades
-	56,  // 88: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
-	61,  // 89: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
-	51,  // 90: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
-	51,  // 91: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
-	59,  // 92: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	66,  // 93: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
-	66,  // 94: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
-	66,  // 95: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	82,  // 96: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
-	4,   // 97: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	83,  // 98: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	79,  // 99: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
-	37,  // 100: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
-	74,  // 101: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
-	78,  // 102: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
-	44,  // 103: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
-	68,  // 104: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
-	69,  // 105: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
-	70,  // 106: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
-	71,  // 107: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
-	72,  // 108: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	3,   // 109: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
-	73,  // 110: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
-	75,  // 111: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
-	76,  // 112: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
-	77,  // 113: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	80,  // 114: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	81,  // 115: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	73,  // 116: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	85,  // 117: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	5,   // 118: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	24,  // 119: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	5,   // 120: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	24,  // 121: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	101, // 122: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	102, // 123: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	103, // 124: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	104, // 125: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	105, // 126: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	110, // 127: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	111, // 128: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	112, // 129: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	113, // 130: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	114, // 131: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	116, // 132: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	117, // 133: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	89,  // 134: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	90,  // 135: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	95,  // 136: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	61,  // 137: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	91,  // 138: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	92,  // 139: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	93,  // 140: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	94,  // 141: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	50,  // 142: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	97,  // 143: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	96,  // 144: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	96,  // 145: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	100, // 146: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	98,  // 147: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	99,  // 148: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	65,  // 149: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	65,  // 150: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	50,  // 151: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	106, // 152: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	106, // 153: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	107, // 154: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	108, // 155: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	109, // 156: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	24,  // 157: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	50,  // 158: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	51,  // 159: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	115, // 160: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	50,  // 161: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	119, // 162: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	9,   // 163: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	121, // 164: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	121, // 165: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	121, // 166: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	121, // 167: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	148, // 168: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	127, // 169: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	124, // 170: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	82,  // 171: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	130, // 172: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	6,   // 173: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	24,  // 174: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	130, // 175: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	148, // 176: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	136, // 177: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	137, // 178: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	135, // 179: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	124, // 180: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 181: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	140, // 182: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	143, // 183: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	130, // 184: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 185: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	24,  // 186: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	66,  // 187: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	147, // 188: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	24,  // 189: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	10,  // 190: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	122, // 191: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	128, // 192: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	131, // 193: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	133, // 194: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	138, // 195: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	141, // 196: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	144, // 197: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	125, // 198: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	145, // 199: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	16,  // 200: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	123, // 201: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	129, // 202: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	132, // 203: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	134, // 204: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	139, // 205: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	142, // 206: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	132, // 207: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	126, // 208: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	146, // 209: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	200, // [200:210] is the sub-list for method output_type
-	190, // [190:200] is the sub-list for method input_type
-	190, // [190:190] is the sub-list for extension type_name
-	190, // [190:190] is the sub-list for extension extendee
-	0,   // [0:190] is the sub-list for field type_name
+	50,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
+	66,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
+	66,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
+	25,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
+	88,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
+	51,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
+	54,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
+	64,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
+	65,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
+	66,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
+	66,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
+	25,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
+	88,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
+	43,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
+	52,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
+	52,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
+	52,  // 77: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
+	53,  // 78: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
+	40,  // 79: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
+	58,  // 80: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
+	59,  // 81: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
+	60,  // 82: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	61,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
+	63,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
+	56,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
+	74,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
+	55,  // 87: retinue.config.v1.RouteAction.upgrades:type_name -> retinue.config.v1.RouteUpgrades
+	3,   // 88: retinue.config.v1.RouteAction.priority:type_name -> retinue.config.v1.RoutingPriority
+	57,  // 89: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
+	62,  // 90: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
+	52,  // 91: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
+	52,  // 92: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
+	60,  // 93: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	67,  // 94: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
+	67,  // 95: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
+	67,  // 96: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
+	83,  // 97: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	5,   // 98: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
+	84,  // 99: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	80,  // 100: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	38,  // 101: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
+	75,  // 102: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
+	79,  // 103: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
+	45,  // 104: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
+	69,  // 105: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
+	70,  // 106: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
+	71,  // 107: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
+	72,  // 108: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
+	73,  // 109: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
+	84,  // 110: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
+	4,   // 111: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
+	74,  // 112: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
+	76,  // 113: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
+	77,  // 114: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
+	78,  // 115: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
+	81,  // 116: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	82,  // 117: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	74,  // 118: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	86,  // 119: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	6,   // 120: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	25,  // 121: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	6,   // 122: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	25,  // 123: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	102, // 124: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	103, // 125: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	104, // 126: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	105, // 127: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	106, // 128: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	111, // 129: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	112, // 130: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	113, // 131: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	114, // 132: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	115, // 133: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	117, // 134: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	118, // 135: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	90,  // 136: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	91,  // 137: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	96,  // 138: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	62,  // 139: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	92,  // 140: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	93,  // 141: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	94,  // 142: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	95,  // 143: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	51,  // 144: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	98,  // 145: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	97,  // 146: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	97,  // 147: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	101, // 148: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	99,  // 149: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	100, // 150: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	66,  // 151: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	66,  // 152: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	51,  // 153: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	107, // 154: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	107, // 155: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	108, // 156: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	109, // 157: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	110, // 158: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	25,  // 159: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	51,  // 160: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	52,  // 161: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	116, // 162: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	51,  // 163: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	120, // 164: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	10,  // 165: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	122, // 166: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	122, // 167: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	122, // 168: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	122, // 169: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	149, // 170: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	128, // 171: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	125, // 172: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	83,  // 173: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	131, // 174: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 175: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	25,  // 176: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	131, // 177: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	149, // 178: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	137, // 179: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	138, // 180: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	136, // 181: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	125, // 182: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 183: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	141, // 184: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	144, // 185: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	131, // 186: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	8,   // 187: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	25,  // 188: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	67,  // 189: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	148, // 190: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	25,  // 191: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	11,  // 192: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	123, // 193: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	129, // 194: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	132, // 195: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	134, // 196: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	139, // 197: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	142, // 198: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	145, // 199: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	126, // 200: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	146, // 201: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	17,  // 202: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	124, // 203: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	130, // 204: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	133, // 205: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	135, // 206: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	140, // 207: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	143, // 208: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	133, // 209: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	127, // 210: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	147, // 211: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	202, // [202:212] is the sub-list for method output_type
+	192, // [192:202] is the sub-list for method input_type
+	192, // [192:192] is the sub-list for extension type_name
+	192, // [192:192] is the sub-list for extension extendee
+	0,   // [0:192] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -13441,7 +13512,7 @@ func file_config_v1_config_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
-			NumEnums:      10,
+			NumEnums:      11,
 			NumMessages:   138,
 			NumExtensions: 0,
 			NumServices:   1,

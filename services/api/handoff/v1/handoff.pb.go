@@ -1196,7 +1196,8 @@ type Upgraded struct {
 	ServerCountedWritten uint64                 `protobuf:"varint,15,opt,name=server_counted_written,json=serverCountedWritten,proto3" json:"server_counted_written,omitempty"`
 	ServerBegan          int64                  `protobuf:"varint,16,opt,name=server_began,json=serverBegan,proto3" json:"server_began,omitempty"`
 	ServerServed         uint32                 `protobuf:"varint,17,opt,name=server_served,json=serverServed,proto3" json:"server_served,omitempty"`
-	ClientEnded          bool                   `protobuf:"varint,18,opt,name=client_ended,json=clientEnded,proto3" json:"client_ended,omitempty"` // the client has said its last
+	ClientEnded          bool                   `protobuf:"varint,18,opt,name=client_ended,json=clientEnded,proto3" json:"client_ended,omitempty"`    // the client has said its last
+	PriorityHigh         bool                   `protobuf:"varint,19,opt,name=priority_high,json=priorityHigh,proto3" json:"priority_high,omitempty"` // counted for the high priority's circuit breaker
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1353,6 +1354,13 @@ func (x *Upgraded) GetServerServed() uint32 {
 func (x *Upgraded) GetClientEnded() bool {
 	if x != nil {
 		return x.ClientEnded
+	}
+	return false
+}
+
+func (x *Upgraded) GetPriorityHigh() bool {
+	if x != nil {
+		return x.PriorityHigh
 	}
 	return false
 }
@@ -1604,7 +1612,7 @@ const file_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x10headers_deadline\x18\x06 \x01(\x03R\x0fheadersDeadline\x128\n" +
 	"\bupgraded\x18\a \x01(\v2\x1c.retinue.handoff.v1.UpgradedR\bupgraded\x12/\n" +
 	"\x04peer\x18\b \x01(\v2\x1b.retinue.handoff.v1.AddressR\x04peer\x12\x18\n" +
-	"\adecided\x18\t \x01(\bR\adecided\"\xed\x05\n" +
+	"\adecided\x18\t \x01(\bR\adecided\"\x92\x06\n" +
 	"\bUpgraded\x125\n" +
 	"\x06server\x18\x01 \x01(\v2\x1d.retinue.handoff.v1.TransportR\x06server\x12)\n" +
 	"\x03log\x18\x02 \x01(\v2\x17.retinue.handoff.v1.LogR\x03log\x12\x1a\n" +
@@ -1624,7 +1632,8 @@ const file_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x16server_counted_written\x18\x0f \x01(\x04R\x14serverCountedWritten\x12!\n" +
 	"\fserver_began\x18\x10 \x01(\x03R\vserverBegan\x12#\n" +
 	"\rserver_served\x18\x11 \x01(\rR\fserverServed\x12!\n" +
-	"\fclient_ended\x18\x12 \x01(\bR\vclientEnded\"\xc9\x01\n" +
+	"\fclient_ended\x18\x12 \x01(\bR\vclientEnded\x12#\n" +
+	"\rpriority_high\x18\x13 \x01(\bR\fpriorityHigh\"\xc9\x01\n" +
 	"\x04Head\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1c\n" +
