@@ -47,17 +47,25 @@ func (c *compiler) clusterSettings(name string, n *schema.Node) *configv1.Cluste
 		Name:  name, Balance: balances[n.Str("balance")], Protocol: n.Str("protocol"),
 		ConnectTimeoutMs: n.Int("connect_timeout"), IdleTimeoutMs: n.Int("idle_timeout"),
 		MaxRequestsPerConnection: uint32(n.Int("max_requests_per_connection")), PerConnectionBufferLimitBytes: uint32(n.Int("buffer_limit")),
-		CircuitBreaker: &configv1.CircuitBreaker{
-			MaxConnections: uint32(b.Int("max_connections")), MaxPendingRequests: proto.Uint32(uint32(b.Int("max_pending_requests"))),
-			MaxRequests: uint32(b.Int("max_requests")), MaxRetries: proto.Uint32(uint32(b.Int("max_retries"))),
-			RetryBudgetPercent: uint32(b.Int("retry_budget")),
-		},
+		CircuitBreaker: circuitBreaker(b),
+	}
+	if high := b.Child("high"); high != nil {
+		cl.CircuitBreakerHigh = circuitBreaker(high)
+		c.out.Mark("cluster", name, "circuit_breaker.high", c.place(high.DefRange))
 	}
 	cl.PreconnectPercent = uint32(n.Int("preconnect_ratio"))
 	cl.HeaderCase = c.headerCase(n.List("header_case"))
 	c.balance(cl, n)
 	c.http1[name] = cl.GetProtocol() == "http1" || cl.GetProtocol() == "auto" && cl.GetTls() == nil
 	return cl
+}
+
+func circuitBreaker(b *schema.Node) *configv1.CircuitBreaker {
+	return &configv1.CircuitBreaker{
+		MaxConnections: uint32(b.Int("max_connections")), MaxPendingRequests: proto.Uint32(uint32(b.Int("max_pending_requests"))),
+		MaxRequests: uint32(b.Int("max_requests")), MaxRetries: proto.Uint32(uint32(b.Int("max_retries"))),
+		RetryBudgetPercent: uint32(b.Int("retry_budget")),
+	}
 }
 
 func (c *compiler) endpoints(cl *configv1.Cluster, list []schema.Value, read func(schema.Value) (schema.Value, *configv1.Endpoint), at hcl.Range, broken bool) {

@@ -89,6 +89,7 @@ func compile(files *syntax.Files, diags *diag.List, in eval.Inputs, schemas Sche
 		selectors: map[string][]string{},
 		secure:    map[string]bool{},
 		http1:     map[string]bool{},
+		high:      map[string]bool{},
 	}
 	r := &Result{Diags: diags, Sources: files.Sources, files: files}
 	unreadable := diags.HasErrors()
@@ -119,6 +120,7 @@ type compiler struct {
 	logPaths  map[string]hcl.Range
 	selectors map[string][]string // of clusters: the keys of their subsets, joined
 	http1     map[string]bool     // clusters that speak nothing else
+	high      map[string]bool     // clusters of routes of high priority
 	traces    *schema.Node        // the block that says where spans go; nil: nowhere
 	providers map[string]jwtProvider
 	secure    map[string]bool // clusters with TLS
@@ -249,6 +251,14 @@ func (c *compiler) unused(clusters, logs, plugins, certificates []*schema.Node) 
 	for _, n := range clusters {
 		if !c.used[schema.Ref{Kind: "cluster", Name: n.Label}] {
 			c.diags.Report(diag.UnusedCluster, n.DefRange, "Unused cluster", "No route and no listener names cluster %q.", n.Label)
+			continue
+		}
+		for _, b := range n.All("circuit_breaker") {
+			for _, high := range b.All("high") {
+				if !c.high[n.Label] {
+					c.diags.Report(diag.NoEffect, high.DefRange, "Nothing to limit", "No route to cluster %q has priority = \"high\", so these limits hold for nothing.", n.Label)
+				}
+			}
 		}
 	}
 	for _, n := range logs {

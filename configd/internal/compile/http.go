@@ -200,7 +200,7 @@ func (c *compiler) route(n *schema.Node, upgrades []string) *configv1.Route {
 
 // onlyUpstream refuses what means nothing without an upstream.
 func (c *compiler) onlyUpstream(n *schema.Node, action string) {
-	for _, a := range []string{"timeout", "idle_timeout", "max_stream_duration", "subset"} {
+	for _, a := range []string{"timeout", "idle_timeout", "max_stream_duration", "subset", "priority"} {
 		if n.Own(a) {
 			c.diags.Report(diag.Exclusive, n.Range(a), "No upstream", "%s has no meaning with %s: nothing is waited for.", a, action)
 		}
@@ -227,6 +227,12 @@ func (c *compiler) routeAction(n *schema.Node, match *configv1.RouteMatch, upgra
 	}
 	if n.Has("max_stream_duration") {
 		a.MaxStreamDurationMs = proto.Int64(n.Int("max_stream_duration"))
+	}
+	if n.Str("priority") == "high" {
+		a.Priority = configv1.RoutingPriority_ROUTING_PRIORITY_HIGH
+		for _, t := range a.Clusters {
+			c.high[t.GetCluster()] = true
+		}
 	}
 	a.Retry = c.retry(n.Child("retry"), n.Int("timeout"))
 	if b := n.Child("rewrite"); b != nil {

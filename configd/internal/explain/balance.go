@@ -182,7 +182,7 @@ func pairs(list []*configv1.Metadata) string {
 }
 
 // resilience tells who is asked no more, and what is too much for the cluster.
-func (y *story) resilience(c *configv1.Cluster) {
+func (y *story) resilience(c *configv1.Cluster, p configv1.RoutingPriority) {
 	name := c.GetName()
 	if h := c.GetHealthCheck(); h != nil {
 		y.tell("health", kindOf(h), fmt.Sprintf("every %s within %s; %d passed bring it back, %d failed take it out",
@@ -191,7 +191,10 @@ func (y *story) resilience(c *configv1.Cluster) {
 	if o := c.GetOutlierDetection(); o != nil {
 		y.tell("outliers", "", outliers(o), y.at("cluster", name, "outlier_detection"))
 	}
-	b := c.GetCircuitBreaker()
+	b, of, field := c.GetCircuitBreaker(), "", "circuit_breaker"
+	if p == configv1.RoutingPriority_ROUTING_PRIORITY_HIGH {
+		b, of, field = c.GetCircuitBreakerHigh(), "high", "circuit_breaker.high"
+	}
 	pending, retries := uint32(1024), strconv.Itoa(3)
 	if b != nil && b.MaxPendingRequests != nil {
 		pending = b.GetMaxPendingRequests()
@@ -202,7 +205,7 @@ func (y *story) resilience(c *configv1.Cluster) {
 	if n := b.GetRetryBudgetPercent(); n > 0 {
 		retries = fmt.Sprintf("%d %% (3 at least)", n)
 	}
-	y.tell("breaker", "", fmt.Sprintf("%d connections, %d pending, %d requests, %s retries", cmp.Or(b.GetMaxConnections(), 1024), pending, cmp.Or(b.GetMaxRequests(), 1024), retries), y.at("cluster", name, "circuit_breaker"))
+	y.tell("breaker", of, fmt.Sprintf("%d connections, %d pending, %d requests, %s retries", cmp.Or(b.GetMaxConnections(), 1024), pending, cmp.Or(b.GetMaxRequests(), 1024), retries), y.at("cluster", name, field))
 	y.tell("connect", "", fmt.Sprintf("within %s; idle %s", duration(cmp.Or(c.GetConnectTimeoutMs(), 5000)), duration(c.GetIdleTimeoutMs())), y.at("cluster", name, "connect_timeout"))
 }
 

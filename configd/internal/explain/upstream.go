@@ -40,7 +40,10 @@ func (y *story) forward(h *configv1.Http, r *configv1.Route, a *configv1.RouteAc
 	case k.GetSource():
 		y.tell("sticky", "source", "the client's address chooses the cluster", at)
 	}
-	y.clusters(a.GetClusters(), choice{policies: a.GetHashPolicies(), subset: a.GetSubset(), at: at})
+	if a.GetPriority() == configv1.RoutingPriority_ROUTING_PRIORITY_HIGH {
+		y.tell("priority", "high", "bounded by the high limits of the circuit breaker", at)
+	}
+	y.clusters(a.GetClusters(), choice{policies: a.GetHashPolicies(), subset: a.GetSubset(), priority: a.GetPriority(), at: at})
 	for _, m := range a.GetMirrors() {
 		y.tell("mirror", m.GetCluster(), percent(uint64(m.GetFraction()), 1_000_000)+" of requests, copied", y.at("cluster", m.GetCluster(), ""))
 	}
@@ -111,6 +114,7 @@ func count(n int, what string) string {
 type choice struct {
 	policies []*configv1.HashPolicy
 	subset   []*configv1.Metadata
+	priority configv1.RoutingPriority
 	at       *configv1.Source
 }
 
@@ -132,7 +136,7 @@ func (y *story) clusters(list []*configv1.WeightedCluster, by choice) {
 				of.subset = w.GetSubset()
 			}
 			y.balance(c, of)
-			y.resilience(c)
+			y.resilience(c, by.priority)
 		}
 	}
 }

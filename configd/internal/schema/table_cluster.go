@@ -41,17 +41,7 @@ func clusterBlock() *Block {
 			{Name: "buffer_limit", Kind: Size, Default: "1MiB", Min: 4 << 10, Max: 1 << 30, Doc: "bytes buffered for one connection each way (soft)."},
 		},
 		Blocks: []Nested{
-			{Block: &Block{
-				Name: "circuit_breaker",
-				Doc:  "Limits towards a cluster, for all workers together (each may overshoot by less than the number of workers).",
-				Attrs: []Attr{
-					{Name: "max_connections", Kind: Int, Default: 1024, Min: 1, Max: maxInt32, Doc: "connections."},
-					{Name: "max_pending_requests", Kind: Int, Default: 1024, Max: maxInt32, Doc: "requests that wait for a connection."},
-					{Name: "max_requests", Kind: Int, Default: 1024, Min: 1, Max: maxInt32, Doc: "requests at a time."},
-					{Name: "max_retries", Kind: Int, Default: 3, Max: maxInt32, Doc: "retries at a time."},
-					{Name: "retry_budget", Kind: Int, Max: 100, DefaultDoc: "off", Doc: "retries at a time in percent of the requests under way, instead of max_retries; 3 are always allowed."},
-				},
-			}},
+			{Block: circuitBreakerBlock()},
 			{Block: http2Block("to the endpoints")},
 			{Block: &Block{
 				Name: "ring_hash",
@@ -101,6 +91,32 @@ func clusterBlock() *Block {
 			{Block: healthCheckBlock(), Many: true},
 			{Block: outlierDetectionBlock()},
 			{Block: upstreamTLSBlock()},
+		},
+	}
+}
+
+func circuitBreakerBlock() *Block {
+	limits := []Attr{
+		{Name: "max_connections", Kind: Int, Default: 1024, Min: 1, Max: maxInt32, Doc: "connections."},
+		{Name: "max_pending_requests", Kind: Int, Default: 1024, Max: maxInt32, Doc: "requests that wait for a connection."},
+		{Name: "max_requests", Kind: Int, Default: 1024, Min: 1, Max: maxInt32, Doc: "requests at a time."},
+		{Name: "max_retries", Kind: Int, Default: 3, Max: maxInt32, Doc: "retries at a time."},
+		{Name: "retry_budget", Kind: Int, Max: 100, DefaultDoc: "off", Doc: "retries at a time in percent of the requests under way, instead of max_retries; 3 are always allowed."},
+	}
+	return &Block{
+		Name:  "circuit_breaker",
+		Doc:   "Limits towards a cluster, for all workers together (each may overshoot by less than the number of workers). They hold for requests of default `priority`, and for TCP.",
+		Attrs: limits,
+		Blocks: []Nested{
+			{Block: &Block{
+				Name: "high",
+				Doc:  "The limits for requests of routes with `priority = \"high\"`, which count apart: neither priority takes the other's places. Without the block they are the defaults that are shown.",
+				Example: `circuit_breaker {
+  max_requests = 500
+  high { max_requests = 50 }
+}`,
+				Attrs: limits,
+			}},
 		},
 	}
 }

@@ -32,6 +32,7 @@ func routeBlock() *Block {
 			splitAttr(),
 			{Name: "subset", Kind: HeaderMap, MaxLen: 16, Doc: "metadata that the endpoint has, `{ version = \"v2\" }`: the keys of a `subset` of the cluster."},
 			{Name: "timeout", Kind: Duration, Default: "15s", Min: 1, Max: day, ZeroOff: true, Doc: "request received to response complete; \"0\" is off."},
+			{Name: "priority", Kind: String, Default: "default", Choices: []string{"default", "high"}, Doc: "which limits of the cluster's `circuit_breaker` bound the requests: its own, or those of its `high` block."},
 			{Name: "idle_timeout", Kind: Duration, Min: 1, Max: 30 * day, ZeroOff: true, DefaultDoc: "stream_idle of the http block", Doc: "request or response without progress."},
 			{Name: "max_stream_duration", Kind: Duration, Min: 1, Max: 30 * day, ZeroOff: true, DefaultDoc: "that of the http block", Doc: "whole life of a request."},
 			{Name: "upgrades", Kind: Strings, MaxLen: 16, DefaultDoc: "those of the http block", Doc: "which of the protocols that the http block allows Upgrade may switch to here; [] is none. Others are answered 403."},

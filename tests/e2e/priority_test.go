@@ -1,0 +1,140 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"retinue.dev/tests/suite"
+)
+
+const priorityConfig = `
+runtime { workers = 4 }
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    virtual_host "all" {
+      domains = ["*"]
+      route "/http1/high" {
+        cluster  = cluster.http1
+        priority = "high"
+        timeout  = "0"
+      }
+      route "/http1/default" {
+        cluster = cluster.http1
+        timeout = "0"
+      }
+      route "/http2/high" {
+        cluster  = cluster.http2
+        priority = "high"
+        timeout  = "0"
+      }
+      route "/http2/default" {
+        cluster = cluster.http2
+        timeout = "0"
+      }
+    }
+  }
+}
+defaults {
+  cluster {
+    circuit_breaker {
+      max_requests = 3
+      high { max_requests = 2 }
+    }
+  }
+}
+cluster "http1" { endpoints = [%[1]q] }
+cluster "http2" {
+  endpoints = [%[1]q]
+  protocol  = "http2"
+}
+stats { listen = "off" }
+`
+
+// TestPriorities fills the requests that a cluster may have under way for one priority: the other one has its own places still. They
+// come one after the other, so that the workers' sums are exact.
+func TestPriorities(t *testing.T) {
+	limits := map[string]int{"default": 3, "high": 2}
+	arrived, release := make(chan string), make(chan struct{})
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case arrived <- r.URL.Path:
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+		case <-r.Context().Done():
+		}
+	}))
+	app.Config.Protocols = new(http.Protocols)
+	app.Config.Protocols.SetHTTP1(true)
+	app.Config.Protocols.SetUnencryptedHTTP2(true)
+	app.Start()
+	t.Cleanup(app.Close)
+	s := suite.Start(t, fmt.Sprintf(priorityConfig, strings.TrimPrefix(app.URL, "http://")))
+	client := &http.Client{Timeout: 2 * suite.Patience, Transport: &http.Transport{DisableKeepAlives: true}} // so that all workers get some
+	get := func(path string) (int, string) {
+		r, err := client.Get("http://" + s.Address("web") + path)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer r.Body.Close()
+		body, _ := io.ReadAll(r.Body)
+		return r.StatusCode, string(body)
+	}
+	for _, protocol := range []string{"http1", "http2"} {
+		for _, order := range [][2]string{{"default", "high"}, {"high", "default"}} {
+			t.Run(protocol+", "+order[0]+" first", func(t *testing.T) {
+				s := s.In(t)
+				is := func(want float64, name string) {
+					t.Helper()
+					s.Eventually(fmt.Sprintf("%s is %v", name, want), func() error {
+						if got := s.Stat(name, "cluster="+protocol); got != want {
+							return fmt.Errorf("it is %v", got)
+						}
+						return nil
+					})
+				}
+				before := s.Stat("retinue_cluster_upstream_rq_pending_overflow", "cluster="+protocol)
+				var held sync.WaitGroup
+				for _, priority := range order {
+					path := "/" + protocol + "/" + priority
+					for n := range limits[priority] {
+						failed := make(chan string, 1)
+						held.Go(func() {
+							if status, body := get(path); status != 200 {
+								t.Errorf("%s: %d %s", path, status, body)
+								failed <- body
+							}
+						})
+						select {
+						case at := <-arrived:
+							if at != path {
+								t.Errorf("%s reached the application, not %s", at, path)
+							}
+						case why := <-failed:
+							t.Fatalf("request %d of %s is not held: %s", n+1, path, why)
+						}
+					}
+					if status, body := get(path); status != 503 || !strings.Contains(body, "overflow") {
+						t.Errorf("%s beyond the limit: %d %s", path, status, body)
+					}
+				}
+				is(5, "retinue_cluster_upstream_rq_active")
+				is(2, "retinue_cluster_upstream_rq_active_high")
+				is(before+2, "retinue_cluster_upstream_rq_pending_overflow")
+				for range limits["default"] + limits["high"] {
+					release <- struct{}{}
+				}
+				held.Wait()
+				is(0, "retinue_cluster_upstream_rq_active")
+				is(0, "retinue_cluster_upstream_rq_active_high")
+			})
+		}
+	}
+}
