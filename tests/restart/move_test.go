@@ -176,6 +176,10 @@ listener "web" {
     upgrades      = ["websocket", "connect"]
     virtual_host "all" {
       domains = ["*"]
+      route "/chat" {
+        cluster  = cluster.app
+        priority = "high"
+      }
       route "/*" { cluster = cluster.app }
     }
   }
@@ -238,10 +242,24 @@ func TestUpgradedConnectionsMove(t *testing.T) {
 	began := time.Now()
 	upgrades(t, s, many())
 	lasted := time.Since(began)
+	gauges := []string{"retinue_cluster_upstream_rq_active", "retinue_cluster_upstream_rq_active_high", "retinue_cluster_upstream_cx_active", "retinue_cluster_upstream_cx_active_high"}
+	are := func(want float64) {
+		t.Helper()
+		for _, gauge := range gauges {
+			s.Eventually(fmt.Sprintf("%s is %v", gauge, want), func() error {
+				if n := s.Stat(gauge); n != want {
+					return fmt.Errorf("it is %v", n)
+				}
+				return nil
+			})
+		}
+	}
+	are(1) // in the process where it is now, for its route's priority
 	close(stop)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+	are(0)
 	s.Eventually("the tunnel is logged", func() error {
 		raw, err := os.ReadFile(log)
 		if err != nil || len(raw) == 0 {
