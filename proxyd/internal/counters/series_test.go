@@ -29,6 +29,10 @@ func TestCellsMatchTheTables(t *testing.T) {
 		want   int
 	}{
 		{schemaCluster, "upstream_cx_total", ClusterUpstreamCxTotal},
+		{schemaCluster, "upstream_cx_active_high", ClusterUpstreamCxActive + 1}, // where the breakers look for it
+		{schemaCluster, "upstream_rq_active_high", ClusterUpstreamRqActive + 1},
+		{schemaCluster, "upstream_rq_pending_active_high", ClusterUpstreamRqPendingActive + 1},
+		{schemaCluster, "upstream_rq_retry_active_high", ClusterUpstreamRqRetryActive + 1},
 		{schemaCluster, "upstream_cx_none_healthy", ClusterUpstreamCxNoneHealthy},
 		{schemaCluster, "upstream_cx_protocol_error", ClusterUpstreamCxProtocolError},
 		{schemaCluster, "upstream_rq_total", ClusterUpstreamRqTotal},

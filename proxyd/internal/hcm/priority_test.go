@@ -261,6 +261,41 @@ func TestPriorityConnections(t *testing.T) {
 	}
 }
 
+// TestPriorityConnectionLimits: each priority has a max_connections of its own, over all workers, also for those that are opened
+// ahead of their requests.
+func TestPriorityConnectionLimits(t *testing.T) {
+	for _, test := range []struct {
+		name                string
+		preconnect          uint32
+		asks                []string
+		reached             int
+		connections, ofHigh uint64
+	}{
+		{"default", 0, []string{"/low", "/low", "/low"}, 2, 2, 0},
+		{"high", 0, []string{"/high", "/high", "/high", "/high"}, 3, 3, 3},
+		{"both", 0, []string{"/low", "/low", "/low", "/high", "/high", "/high", "/high"}, 5, 5, 3},
+		{"ahead for default", 300, []string{"/low"}, 1, 2, 0},
+		{"ahead for high", 300, []string{"/high"}, 1, 3, 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			x := newRanked(t, "http1", &configv1.CircuitBreaker{MaxConnections: 3}, &configv1.CircuitBreaker{MaxConnections: 4}, nil)
+			config := *x.manager.Cluster(0)
+			changed := *config.Cluster
+			changed.Preconnect = test.preconnect
+			config.Cluster = &changed
+			x.manager.Update([]*upstream.Config{&config})
+			x.others[counters.ClusterUpstreamCxActive], x.others[counters.ClusterUpstreamCxActiveHigh] = 2, 1
+			for _, path := range test.asks {
+				x.ask(path)
+			}
+			if len(x.came) != test.reached {
+				t.Errorf("%d requests have reached the host, want %d", len(x.came), test.reached)
+			}
+			x.gauges(counters.ClusterUpstreamCxActive, test.connections, test.ofHigh)
+		})
+	}
+}
+
 // TestPriorityConnectionFails: a connection that cannot be made fails a request of the priority that it was made for.
 func TestPriorityConnectionFails(t *testing.T) {
 	x := newRanked(t, "http1", nil, nil, nil)
