@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"retinue.dev/tests/certs"
 	"retinue.dev/tests/suite"
 )
 
@@ -37,11 +39,21 @@ listener "web" {
         cluster = cluster.http2
         timeout = "0"
       }
+      route "/auto/high" {
+        cluster  = cluster.auto
+        priority = "high"
+        timeout  = "0"
+      }
+      route "/auto/default" {
+        cluster = cluster.auto
+        timeout = "0"
+      }
     }
   }
 }
 defaults {
   cluster {
+    idle_timeout = "100ms"
     circuit_breaker {
       max_requests = 3
       high { max_requests = 2 }
@@ -53,6 +65,14 @@ cluster "http2" {
   endpoints = [%[1]q]
   protocol  = "http2"
 }
+cluster "auto" {
+  endpoints = [%[2]q]
+  protocol  = "auto"
+  tls {
+    sni     = "app.internal"
+    ca_file = %[3]q
+  }
+}
 stats { listen = "off" }
 `
 
@@ -61,7 +81,7 @@ stats { listen = "off" }
 func TestPriorities(t *testing.T) {
 	limits := map[string]int{"default": 3, "high": 2}
 	arrived, release := make(chan string), make(chan struct{})
-	app := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case arrived <- r.URL.Path:
 			select {
@@ -70,13 +90,20 @@ func TestPriorities(t *testing.T) {
 			}
 		case <-r.Context().Done():
 		}
-	}))
+	})
+	app := httptest.NewUnstartedServer(handler)
 	app.Config.Protocols = new(http.Protocols)
 	app.Config.Protocols.SetHTTP1(true)
 	app.Config.Protocols.SetUnencryptedHTTP2(true)
 	app.Start()
 	t.Cleanup(app.Close)
-	s := suite.Start(t, fmt.Sprintf(priorityConfig, strings.TrimPrefix(app.URL, "http://")))
+	ca := certs.New(t, "servers")
+	secure := httptest.NewUnstartedServer(handler)
+	secure.TLS = &tls.Config{Certificates: []tls.Certificate{ca.Issue("app.internal").TLS}}
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	s := suite.Start(t, fmt.Sprintf(priorityConfig, strings.TrimPrefix(app.URL, "http://"), strings.TrimPrefix(secure.URL, "https://"), ca.File))
 	client := &http.Client{Timeout: 2 * suite.Patience, Transport: &http.Transport{DisableKeepAlives: true}} // so that all workers get some
 	get := func(path string) (int, string) {
 		r, err := client.Get("http://" + s.Address("web") + path)
@@ -87,7 +114,7 @@ func TestPriorities(t *testing.T) {
 		body, _ := io.ReadAll(r.Body)
 		return r.StatusCode, string(body)
 	}
-	for _, protocol := range []string{"http1", "http2"} {
+	for _, protocol := range []string{"http1", "http2", "auto"} {
 		for _, order := range [][2]string{{"default", "high"}, {"high", "default"}} {
 			t.Run(protocol+", "+order[0]+" first", func(t *testing.T) {
 				s := s.In(t)
@@ -134,6 +161,8 @@ func TestPriorities(t *testing.T) {
 				held.Wait()
 				is(0, "retinue_cluster_upstream_rq_active")
 				is(0, "retinue_cluster_upstream_rq_active_high")
+				is(0, "retinue_cluster_upstream_cx_active") // idle for long enough
+				is(0, "retinue_cluster_upstream_cx_active_high")
 			})
 		}
 	}
