@@ -84,12 +84,17 @@ func (c Cache) Store(sum string, s *filterv1.Schema) error {
 	if err := os.MkdirAll(c.Dir, 0o750); err != nil {
 		return err
 	}
-	fresh := path + ".new"
-	if err := os.WriteFile(fresh, b, 0o640); err != nil {
+	// Several plugins of one program are stored at the same time.
+	fresh, err := os.CreateTemp(c.Dir, ".new-*")
+	if err != nil {
 		return err
 	}
-	if err := os.Rename(fresh, path); err != nil {
-		return err
+	_, err = fresh.Write(b)
+	if err = errors.Join(err, fresh.Chmod(0o640), fresh.Close()); err == nil {
+		err = os.Rename(fresh.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(fresh.Name()))
 	}
 	return c.prune()
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"retinue.dev/restartd/internal/durable"
 )
@@ -46,6 +47,9 @@ func (d depot) install(source string, n uint64) (string, error) {
 		return "", err
 	}
 	sum := sha256.New()
+	// A child that is forked while the copy is open for writing holds it so until its exec: starting the copy meanwhile would be ETXTBSY.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := durable.Copy(d.path(n), io.TeeReader(f, sum), maxBinary, 0o755); err != nil {
 		return "", err
 	}

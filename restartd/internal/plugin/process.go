@@ -58,6 +58,9 @@ func copyProgram(from, to string) (sum string, err error) {
 	if !st.Mode().IsRegular() || st.Mode().Perm()&0o111 == 0 {
 		return "", fmt.Errorf("%s is no executable file", from)
 	}
+	// A child that is forked while the copy is open for writing holds it so until its exec, and who starts the copy meanwhile is told ETXTBSY.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o700)
 	if err != nil {
 		return "", err
