@@ -142,6 +142,18 @@ func TestPluginEnvironment(t *testing.T) {
 	}
 }
 
+// TestPluginYields: a plugin that eats processors does not get as much of them as the suite.
+func TestPluginYields(t *testing.T) {
+	p := probe(t, "", mirror(t))
+	group, err := os.ReadFile(fmt.Sprintf("/proc/%d/autogroup", pluginPID(p.Suite, "probe")))
+	if err != nil || len(group) == 0 {
+		t.Skip("the scheduler makes no groups of sessions")
+	}
+	if !strings.HasSuffix(strings.TrimSpace(string(group)), "nice 10") {
+		t.Errorf("the group of the plugin's session is %q, want nice 10", group)
+	}
+}
+
 // TestPluginTimeIsLogged: the access log says how long a request waited for plugins.
 func TestPluginTimeIsLogged(t *testing.T) {
 	p := probe(t, "", mirror(t))
