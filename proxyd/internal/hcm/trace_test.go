@@ -113,7 +113,11 @@ func TestManyTries(t *testing.T) {
 	parents := map[string]int{}
 	for range 1 + 2*stream.MaxTries {
 		s.turn()
-		_, after, _ := strings.Cut(string(s.backlog.Last().ReceiveAll()), "Traceparent: 00-")
+		got := string(s.backlog.Last().ReceiveAll())
+		_, after, ok := strings.Cut(got, "Traceparent: 00-")
+		if !ok {
+			t.Fatalf("the upstream got %q after %d tries", got, len(parents))
+		}
 		parents[after[33:49]]++
 		s.backlog.Last().Send([]byte("HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n"))
 		s.turn()
