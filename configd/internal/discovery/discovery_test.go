@@ -21,6 +21,25 @@ import (
 	configv1 "retinue.dev/services/api/config/v1"
 )
 
+// samePort listens on one port by both protocols. Another program may have the TCP port of a UDP port that was free.
+func samePort(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	var err error
+	for range 20 {
+		var udp net.PacketConn
+		if udp, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		var tcp net.Listener
+		if tcp, err = net.Listen("tcp", udp.LocalAddr().String()); err == nil {
+			return udp, tcp
+		}
+		_ = udp.Close()
+	}
+	t.Fatalf("no port is free for both protocols: %v", err)
+	return nil, nil
+}
+
 // server is a name server for one test: UDP and TCP on one port of the loopback.
 type server struct {
 	address string
@@ -33,14 +52,7 @@ type server struct {
 
 func newServer(t *testing.T) *server {
 	t.Helper()
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
-	if err != nil {
-		t.Skip("the TCP port of the UDP port is taken")
-	}
+	udp, tcp := samePort(t)
 	s := &server{address: udp.LocalAddr().String(), zone: map[string][]dnsmessage.Resource{}}
 	t.Cleanup(func() { _ = udp.Close(); _ = tcp.Close() })
 	go func() {
