@@ -94,6 +94,8 @@ type client struct {
 	sent  uint64 // numbers, after ended of the writer
 	got   uint64
 	err   error
+	// refused is why a write failed. The kernel tells a reset once: to the writer, if it comes first, and then the reader sees a mere end.
+	refused error
 }
 
 func dial(t *testing.T, address string) *client {
@@ -122,7 +124,7 @@ func (c *client) run(numbers int) {
 			for i := range numbers {
 				binary.BigEndian.PutUint64(b[8*i:], c.sent+uint64(i))
 			}
-			if _, err := c.conn.Write(b); err != nil {
+			if _, c.refused = c.conn.Write(b); c.refused != nil {
 				return
 			}
 			c.sent += uint64(numbers)
@@ -151,6 +153,9 @@ func (c *client) run(numbers int) {
 			_ = c.conn.Close()
 		}
 		writer.Wait()
+		if c.err == nil {
+			c.err = c.refused
+		}
 		if c.err == nil && c.got != c.sent {
 			c.err = fmt.Errorf("the end came after %d numbers of %d", c.got, c.sent)
 		}
