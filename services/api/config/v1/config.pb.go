@@ -6708,6 +6708,7 @@ type DnsDiscovery struct {
 	MaxTtlMs      int64                  `protobuf:"varint,5,opt,name=max_ttl_ms,json=maxTtlMs,proto3" json:"max_ttl_ms,omitempty"`  // default 300 000
 	TimeoutMs     int64                  `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // default 5 000
 	Resolvers     []string               `protobuf:"bytes,7,rep,name=resolvers,proto3" json:"resolvers,omitempty"`                   // IP:port; none: the system's
+	Logical       bool                   `protobuf:"varint,40,opt,name=logical,proto3" json:"logical,omitempty"`                     // a name is one endpoint, with all of its addresses
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6791,6 +6792,13 @@ func (x *DnsDiscovery) GetResolvers() []string {
 	return nil
 }
 
+func (x *DnsDiscovery) GetLogical() bool {
+	if x != nil {
+		return x.Logical
+	}
+	return false
+}
+
 type FileDiscovery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -6837,14 +6845,17 @@ func (x *FileDiscovery) GetPath() string {
 
 type Endpoint struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
-	Address  string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`     // IP:port or unix:/path
+	Address  string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`     // IP:port or unix:/path; of a logical endpoint the address to try first
 	Weight   uint32                 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`      // default 1
 	Priority uint32                 `protobuf:"varint,40,opt,name=priority,proto3" json:"priority,omitempty"` // 0 first; at most 127
 	Locality string                 `protobuf:"bytes,41,opt,name=locality,proto3" json:"locality,omitempty"`
 	// "hash_key" stands for the address in consistent hashes; the others are what subsets are made by. Sorted by name.
-	Metadata      []*Metadata `protobuf:"bytes,42,rep,name=metadata,proto3" json:"metadata,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Metadata []*Metadata `protobuf:"bytes,42,rep,name=metadata,proto3" json:"metadata,omitempty"`
+	// A logical endpoint is known by this "name:port" while its addresses change; connections to those that it had stay. "": by address.
+	Name                string   `protobuf:"bytes,43,opt,name=name,proto3" json:"name,omitempty"`
+	AdditionalAddresses []string `protobuf:"bytes,44,rep,name=additional_addresses,json=additionalAddresses,proto3" json:"additional_addresses,omitempty"` // IP:port, of a logical endpoint: tried after address, in this order (RFC 8305)
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
@@ -6908,6 +6919,20 @@ func (x *Endpoint) GetLocality() string {
 func (x *Endpoint) GetMetadata() []*Metadata {
 	if x != nil {
 		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Endpoint) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAdditionalAddresses() []string {
+	if x != nil {
+		return x.AdditionalAddresses
 	}
 	return nil
 }
@@ -12489,7 +12514,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tDiscovery\x123\n" +
 	"\x03dns\x18\x01 \x01(\v2\x1f.retinue.config.v1.DnsDiscoveryH\x00R\x03dns\x126\n" +
 	"\x04file\x18\x02 \x01(\v2 .retinue.config.v1.FileDiscoveryH\x00R\x04fileB\x06\n" +
-	"\x04kind\"\xc7\x01\n" +
+	"\x04kind\"\xe1\x01\n" +
 	"\fDnsDiscovery\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
@@ -12500,15 +12525,18 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"max_ttl_ms\x18\x05 \x01(\x03R\bmaxTtlMs\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x06 \x01(\x03R\ttimeoutMs\x12\x1c\n" +
-	"\tresolvers\x18\a \x03(\tR\tresolvers\"#\n" +
+	"\tresolvers\x18\a \x03(\tR\tresolvers\x12\x18\n" +
+	"\alogical\x18( \x01(\bR\alogical\"#\n" +
 	"\rFileDiscovery\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\"\xad\x01\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"\xf4\x01\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\rR\x06weight\x12\x1a\n" +
 	"\bpriority\x18( \x01(\rR\bpriority\x12\x1a\n" +
 	"\blocality\x18) \x01(\tR\blocality\x127\n" +
-	"\bmetadata\x18* \x03(\v2\x1b.retinue.config.v1.MetadataR\bmetadata\"\x94\x02\n" +
+	"\bmetadata\x18* \x03(\v2\x1b.retinue.config.v1.MetadataR\bmetadata\x12\x12\n" +
+	"\x04name\x18+ \x01(\tR\x04name\x121\n" +
+	"\x14additional_addresses\x18, \x03(\tR\x13additionalAddresses\"\x94\x02\n" +
 	"\x0eCircuitBreaker\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x125\n" +
 	"\x14max_pending_requests\x18\x02 \x01(\rH\x00R\x12maxPendingRequests\x88\x01\x01\x12!\n" +
