@@ -7,6 +7,7 @@ listener "web" {
       domains = ["*"]
       route "/api/*" { cluster = cluster.api }
       route "/search/*" { cluster = cluster.search }
+      route "/mail/*" { cluster = cluster.mail }
       route "/*" { cluster = cluster.web }
     }
   }
@@ -21,6 +22,13 @@ cluster "search" {
     name    = "_http._tcp.search.internal"
     record  = "srv"
     max_ttl = "30s"
+  }
+}
+
+cluster "mail" {
+  discovery "dns" {
+    name    = "mail.example.com:80"
+    logical = true # one endpoint, whatever its addresses are: it is somebody else's load balancer
   }
 }
 

@@ -23,6 +23,7 @@ func (c *compiler) discovery(n *schema.Node) *configv1.Discovery {
 	}
 	d := &configv1.DnsDiscovery{
 		Record: n.Str("record"), MinTtlMs: n.Int("min_ttl"), MaxTtlMs: n.Int("max_ttl"), TimeoutMs: n.Int("timeout"),
+		Logical: n.Bool("logical"),
 	}
 	if d.MinTtlMs > d.MaxTtlMs {
 		c.diags.Report(diag.OutOfRange, n.Range("min_ttl"), "Floor above ceiling", "min_ttl is not longer than max_ttl.")

@@ -259,6 +259,8 @@ func effect(kind, field string, op configv1.Operation) string {
 		return "idle connections to it close, requests under way finish"
 	case kind == "cluster" && top == "endpoints" && strings.HasSuffix(rest, "].weight"):
 		return "idle connections to it close, requests under way finish"
+	case kind == "cluster" && field == "discovery.dns.logical":
+		return "its endpoints are others: idle connections to those before close, requests under way finish"
 	case kind == "runtime" && field == "workers":
 		return "takes effect with the next generation: retinue upgrade"
 	case kind == "stats" && field == "listen":

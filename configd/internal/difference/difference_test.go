@@ -71,6 +71,13 @@ func TestCompare(t *testing.T) {
 			}
 		})
 	}
+	t.Run("endpoints by name become one", func(t *testing.T) {
+		found := base + "cluster \"named\" {\n  discovery \"dns\" {\n    name = \"api.internal:80\"\n  }\n}\n"
+		want := "~ cluster named\n    ~ discovery.dns.logical false → true  (main.hcl:17)\n      its endpoints are others: idle connections to those before close, requests under way finish\n"
+		if got := Text(Compare(build(t, found), build(t, strings.Replace(found, ":80\"\n  }", ":80\"\n    logical = true\n  }", 1)))); got != want {
+			t.Errorf("got:\n%s\nwant:\n%s", got, want)
+		}
+	})
 	t.Run("a cluster goes", func(t *testing.T) {
 		with := base + "cluster \"old\" { endpoints = [\"10.0.0.9:80\"] }\n"
 		want := "- cluster old  (main.hcl:16)\n      idle connections close, requests under way finish\n"

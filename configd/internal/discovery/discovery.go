@@ -41,6 +41,7 @@ type task struct {
 
 	// Under the table's lock:
 	endpoints []*configv1.Endpoint // last good; nil: none yet
+	all       []*configv1.Endpoint // those with all of their addresses
 	version   uint64
 	failure   string
 	since     time.Time // of the failure
@@ -188,26 +189,41 @@ func (t *Table) take(task *task, got look) {
 	if got.endpoints == nil { // a file that did not change
 		return
 	}
-	found := normal(got.endpoints)
-	if slices.EqualFunc(found, task.endpoints, func(a, b *configv1.Endpoint) bool { return proto.Equal(a, b) }) {
+	all := normal(got.endpoints)
+	found, before := bounded(all), task.all
+	task.all = all
+	if equal(found, task.endpoints) {
 		task.noRebuilds++
 		return
 	}
-	t.log.Info("endpoints changed", "cluster", task.cluster, "endpoints", len(found), "before", len(task.endpoints))
+	if equal(sorted(all), sorted(before)) {
+		t.log.Debug("addresses have another order", "cluster", task.cluster, "endpoints", len(found))
+	} else {
+		t.log.Info("endpoints changed", "cluster", task.cluster, "endpoints", len(found), "before", len(task.endpoints))
+	}
 	t.version++
 	task.endpoints, task.version = found, t.version
 	close(t.changed)
 	t.changed = make(chan struct{})
 }
 
-// normal orders endpoints, and adds the weights of one that is there twice.
+func equal(a, b []*configv1.Endpoint) bool {
+	return slices.EqualFunc(a, b, func(a, b *configv1.Endpoint) bool { return proto.Equal(a, b) })
+}
+
+// Key is what an endpoint is known by while its addresses change: its name, or its address.
+func Key(e *configv1.Endpoint) string { return cmp.Or(e.GetName(), e.GetAddress()) }
+
+// normal orders endpoints, and adds the weights of one that is there twice. The addresses of a logical one keep their order.
 func normal(list []*configv1.Endpoint) []*configv1.Endpoint {
 	list = slices.Clone(list)
-	slices.SortFunc(list, func(a, b *configv1.Endpoint) int { return cmp.Compare(a.GetAddress(), b.GetAddress()) })
+	slices.SortStableFunc(list, func(a, b *configv1.Endpoint) int { return cmp.Compare(Key(a), Key(b)) })
 	out := list[:0]
 	for _, e := range list {
-		if n := len(out); n > 0 && out[n-1].GetAddress() == e.GetAddress() {
-			out[n-1] = &configv1.Endpoint{Address: e.GetAddress(), Weight: min(1_000_000, out[n-1].GetWeight()+e.GetWeight())}
+		if n := len(out); n > 0 && Key(out[n-1]) == Key(e) {
+			sum := proto.CloneOf(out[n-1])
+			sum.Weight = min(maxWeight, sum.GetWeight()+e.GetWeight())
+			out[n-1] = sum
 			continue
 		}
 		out = append(out, e)

@@ -88,11 +88,19 @@ func (r *resolver) lookup(ctx context.Context, d *configv1.DnsDiscovery) ([]*con
 	if err != nil {
 		return nil, 0, err
 	}
-	var out []*configv1.Endpoint
-	for _, a := range addresses {
-		out = append(out, &configv1.Endpoint{Address: netip.AddrPortFrom(a, uint16(d.GetPort())).String(), Weight: 1})
+	return endpointsOf(d, d.GetHost(), addresses, uint16(d.GetPort()), 1), ttl, nil
+}
+
+// endpointsOf makes endpoints of the addresses of a host: one of each, or a logical one of all.
+func endpointsOf(d *configv1.DnsDiscovery, host string, addresses []netip.Addr, port uint16, weight uint32) []*configv1.Endpoint {
+	if d.GetLogical() {
+		return []*configv1.Endpoint{logical(host, addresses, port, weight)}
 	}
-	return out, ttl, nil
+	out := make([]*configv1.Endpoint, 0, len(addresses))
+	for _, a := range addresses {
+		out = append(out, &configv1.Endpoint{Address: netip.AddrPortFrom(a, port).String(), Weight: weight})
+	}
+	return out
 }
 
 // services looks SRV records up: the targets of the best priority, with their weights. Those of worse ones are for when the best are
@@ -108,21 +116,27 @@ func (r *resolver) services(ctx context.Context, d *configv1.DnsDiscovery) ([]*c
 	best := slices.MinFunc(answer.services, func(a, b dnsmessage.SRVResource) int { return int(a.Priority) - int(b.Priority) }).Priority
 	ttl := answer.ttl
 	var out []*configv1.Endpoint
+	targets := map[string][]netip.Addr{} // one of two ports is asked for once, so that its endpoints have the same addresses
 	for _, s := range answer.services {
-		if s.Priority != best || s.Port == 0 {
+		host := strings.ToLower(strings.TrimSuffix(s.Target.String(), "."))
+		if s.Priority != best || s.Port == 0 || host == "" { // the root stands for "there is none" (RFC 2782)
 			continue
 		}
-		addresses, hold, err := r.addresses(ctx, d, strings.TrimSuffix(s.Target.String(), "."))
-		if err != nil {
-			return nil, 0, fmt.Errorf("target %s: %w", s.Target, err)
+		if targets[host] == nil {
+			addresses, hold, err := r.addresses(ctx, d, host)
+			if err != nil {
+				return nil, 0, fmt.Errorf("target %s: %w", s.Target, err)
+			}
+			targets[host] = addresses
+			ttl = min(ttl, hold)
 		}
-		ttl = min(ttl, hold)
-		for _, a := range addresses {
-			out = append(out, &configv1.Endpoint{Address: netip.AddrPortFrom(a, s.Port).String(), Weight: max(1, uint32(s.Weight))})
-		}
+		out = append(out, endpointsOf(d, host, targets[host], s.Port, max(1, uint32(s.Weight)))...)
 		if len(out) > maxEndpoints {
 			return nil, 0, fmt.Errorf("more than %d endpoints", maxEndpoints)
 		}
+	}
+	if len(out) == 0 {
+		return nil, 0, errNothing
 	}
 	return out, ttl, nil
 }

@@ -188,6 +188,29 @@ func TestExplainFound(t *testing.T) {
 	}
 }
 
+// TestExplainHow tells how endpoints are found.
+func TestExplainHow(t *testing.T) {
+	ask := &configv1.ExplainRequest{Method: "GET", Url: "http://shop.example.com:8080/api/x"}
+	for words, want := range map[string]string{
+		`logical = true`: "1 endpoint, found by the name canary.internal, port 80, as one endpoint (logical); by",
+		`record = "a"`:   "1 endpoint, found by the name canary.internal, port 80; by",
+	} {
+		running := compiled(t, strings.Replace(config, `{ name = "canary.internal:80" }`, "{\n name = \"canary.internal:80\"\n "+words+"\n }", 1))
+		reply, err := Request(running, []*configv1.DiscoveryStatus{{Cluster: "canary", Endpoints: 1}}, ask)
+		if err != nil || !strings.Contains(reply.GetRendered(), want) {
+			t.Errorf("%s: %v, no %q in:\n%s", words, err, want, reply.GetRendered())
+		}
+	}
+	for want, dns := range map[string]*configv1.DnsDiscovery{
+		"SRV records of a": {Host: "a", Record: "srv"},
+		"SRV records of a, each target one endpoint (logical)": {Host: "a", Record: "srv", Logical: true},
+	} {
+		if got := how(&configv1.Discovery{Kind: &configv1.Discovery_Dns{Dns: dns}}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // TestExplainTracing: a route's shares where it says some, else the http block's.
 func TestExplainTracing(t *testing.T) {
 	running := compiled(t, `tracing {

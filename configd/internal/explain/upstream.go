@@ -180,9 +180,9 @@ func (y *story) now(cluster string) string {
 		switch {
 		case s.GetCluster() != cluster:
 		case s.GetFailure() != "":
-			return fmt.Sprintf("%d endpoints, the last look failed (%s), ", s.GetEndpoints(), s.GetFailure())
+			return fmt.Sprintf("%s, the last look failed (%s), ", count(int(s.GetEndpoints()), "endpoint"), s.GetFailure())
 		default:
-			return fmt.Sprintf("%d endpoints, ", s.GetEndpoints())
+			return count(int(s.GetEndpoints()), "endpoint") + ", "
 		}
 	}
 	return "endpoints "
@@ -192,8 +192,14 @@ func how(d *configv1.Discovery) string {
 	if f := d.GetFile(); f != nil {
 		return "the file " + f.GetPath()
 	}
-	if d.GetDns().GetRecord() == "srv" {
-		return "SRV records of " + d.GetDns().GetHost()
+	dns := d.GetDns()
+	switch srv := dns.GetRecord() == "srv"; {
+	case srv && dns.GetLogical():
+		return "SRV records of " + dns.GetHost() + ", each target one endpoint (logical)"
+	case srv:
+		return "SRV records of " + dns.GetHost()
+	case dns.GetLogical():
+		return fmt.Sprintf("the name %s, port %d, as one endpoint (logical)", dns.GetHost(), dns.GetPort())
 	}
-	return fmt.Sprintf("the name %s, port %d", d.GetDns().GetHost(), d.GetDns().GetPort())
+	return fmt.Sprintf("the name %s, port %d", dns.GetHost(), dns.GetPort())
 }

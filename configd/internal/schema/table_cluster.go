@@ -129,12 +129,14 @@ func discoveryBlock() *Block {
 			"and its cluster answers 503 until it does. When a look-up fails or finds nothing, the endpoints of the last good one stay; `retinue status` tells.",
 		Kinds: []*Block{
 			{
-				Kind:    "dns",
-				Doc:     "Endpoints by name: every address of the A and AAAA records with the port that is written, or targets, ports and weights of the SRV records with the best priority. The records' time to live, within `min_ttl` and `max_ttl`, says when to ask again.",
+				Kind: "dns",
+				Doc: "Endpoints by name: every address of the A and AAAA records with the port that is written, or targets, ports and weights of the SRV records with the best priority. The records' time to live, within `min_ttl` and `max_ttl`, says when to ask again. " +
+					"With `logical` the name is the endpoint, or each target of the SRV records is one, whatever their addresses are.",
 				Example: `discovery "dns" { name = "api.internal:8443" }`,
 				Attrs: []Attr{
 					{Name: "name", Kind: String, Required: true, MaxLen: 260, Doc: "\"HOST:PORT\"; with `record = \"srv\"` the name alone, \"_http._tcp.api.internal\"."},
 					{Name: "record", Kind: String, Default: "any", Choices: []string{"any", "a", "aaaa", "srv"}, Doc: "what is asked for; any is A and AAAA, without those of a family that has no route from here while the other one has."},
+					{Name: "logical", Kind: Bool, Default: false, Doc: "\"HOST:PORT\" is one endpoint with all of its addresses instead of one for each: balanced, checked, ejected, counted and drained by that name. A new connection tries the addresses in turn, IPv6 and IPv4 alternating and else in the name server's order, the next one when 300 ms have brought nothing or one has failed, and takes the first that answers; sixteen at most. Connections stay when addresses change."},
 					{Name: "min_ttl", Kind: Duration, Default: "5s", Min: second, Max: day, Doc: "shortest time between two look-ups; also the pause after a failed one."},
 					{Name: "max_ttl", Kind: Duration, Default: "5m", Min: second, Max: day, Doc: "longest time between two look-ups."},
 					{Name: "timeout", Kind: Duration, Default: "5s", Min: 100, Max: minute, Doc: "one look-up."},

@@ -17,6 +17,7 @@ import (
 	"retinue.dev/configd/internal/compile"
 	"retinue.dev/configd/internal/diag"
 	"retinue.dev/configd/internal/difference"
+	"retinue.dev/configd/internal/discovery"
 	"retinue.dev/configd/internal/explain"
 	"retinue.dev/configd/internal/history"
 	"retinue.dev/configd/internal/maintenance"
@@ -164,7 +165,7 @@ func (s *service) member(name, address string) error {
 	for _, c := range found {
 		if c.GetCluster() == name {
 			for _, e := range c.GetEndpoints() {
-				has = append(has, e.GetAddress())
+				has = append(has, discovery.Key(e))
 			}
 		}
 	}

@@ -16,7 +16,7 @@ func endpointCommand(sh *shell) *cobra.Command {
 		drainEndpointCommand(sh, "drain", "Give an endpoint no new requests",
 			"Requests that the endpoint has end as they would; it gets no new ones and its idle connections are closed. It stays so over\n"+
 				"reloads, restarts and upgrades until `retinue endpoint undrain`; `retinue status` shows it. A cluster whose endpoints are all\n"+
-				"drained answers 503.", false),
+				"drained answers 503. ADDRESS is as it is written or found: IP:PORT, unix:/path, or NAME:PORT of a logical endpoint.", false),
 		drainEndpointCommand(sh, "undrain", "Give an endpoint requests again", "", true),
 	)
 	return c
