@@ -56,7 +56,10 @@ defaults {
     idle_timeout = "100ms"
     circuit_breaker {
       max_requests = 3
-      high { max_requests = 2 }
+      high {
+        max_requests    = 2
+        track_remaining = true
+      }
     }
   }
 }
@@ -118,16 +121,21 @@ func TestPriorities(t *testing.T) {
 		for _, order := range [][2]string{{"default", "high"}, {"high", "default"}} {
 			t.Run(protocol+", "+order[0]+" first", func(t *testing.T) {
 				s := s.In(t)
-				is := func(want float64, name string) {
+				is := func(want float64, name string, labels ...string) {
 					t.Helper()
-					s.Eventually(fmt.Sprintf("%s is %v", name, want), func() error {
-						if got := s.Stat(name, "cluster="+protocol); got != want {
+					s.Eventually(fmt.Sprintf("%s%v is %v", name, labels, want), func() error {
+						if got := s.Stat(name, append(labels, "cluster="+protocol)...); got != want {
 							return fmt.Errorf("it is %v", got)
 						}
 						return nil
 					})
 				}
-				before := s.Stat("retinue_cluster_upstream_rq_pending_overflow", "cluster="+protocol)
+				const remaining = "retinue_cluster_circuit_breakers_remaining_rq"
+				if !s.Without(remaining, "cluster="+protocol, "priority=default") {
+					t.Error("what is left of limits that nobody tracks is told")
+				}
+				before, high := s.Stat("retinue_cluster_upstream_rq_pending_overflow", "cluster="+protocol), s.Stat("retinue_cluster_upstream_rq_pending_overflow_high", "cluster="+protocol)
+				is(2, remaining, "priority=high")
 				var held sync.WaitGroup
 				for _, priority := range order {
 					path := "/" + protocol + "/" + priority
@@ -155,12 +163,20 @@ func TestPriorities(t *testing.T) {
 				is(5, "retinue_cluster_upstream_rq_active")
 				is(2, "retinue_cluster_upstream_rq_active_high")
 				is(before+2, "retinue_cluster_upstream_rq_pending_overflow")
+				is(high+1, "retinue_cluster_upstream_rq_pending_overflow_high")
+				is(1, "retinue_cluster_circuit_breakers_rq_open", "priority=default")
+				is(1, "retinue_cluster_circuit_breakers_rq_open", "priority=high")
+				is(0, "retinue_cluster_circuit_breakers_cx_open", "priority=high")
+				is(0, remaining, "priority=high")
 				for range limits["default"] + limits["high"] {
 					release <- struct{}{}
 				}
 				held.Wait()
 				is(0, "retinue_cluster_upstream_rq_active")
 				is(0, "retinue_cluster_upstream_rq_active_high")
+				is(0, "retinue_cluster_circuit_breakers_rq_open", "priority=default")
+				is(0, "retinue_cluster_circuit_breakers_rq_open", "priority=high")
+				is(2, remaining, "priority=high")
 				is(0, "retinue_cluster_upstream_cx_active") // idle for long enough
 				is(0, "retinue_cluster_upstream_cx_active_high")
 			})

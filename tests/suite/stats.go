@@ -58,6 +58,21 @@ func (s *Suite) stat(name string, labels []string) (float64, error) {
 	return sum, nil
 }
 
+// Without tells that no series has the name and labels.
+func (s *Suite) Without(name string, labels ...string) bool {
+	s.t.Helper()
+	all, err := s.query(name)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, one := range all {
+		if one.Name == name && one.has(labels) {
+			return false
+		}
+	}
+	return true
+}
+
 func (one *series) has(labels []string) bool {
 	for _, want := range labels {
 		key, value, _ := strings.Cut(want, "=")

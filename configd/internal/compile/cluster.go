@@ -47,10 +47,10 @@ func (c *compiler) clusterSettings(name string, n *schema.Node) *configv1.Cluste
 		Name:  name, Balance: balances[n.Str("balance")], Protocol: n.Str("protocol"),
 		ConnectTimeoutMs: n.Int("connect_timeout"), IdleTimeoutMs: n.Int("idle_timeout"),
 		MaxRequestsPerConnection: uint32(n.Int("max_requests_per_connection")), PerConnectionBufferLimitBytes: uint32(n.Int("buffer_limit")),
-		CircuitBreaker: circuitBreaker(b),
+		CircuitBreaker: c.circuitBreaker(b),
 	}
 	if high := b.Child("high"); high != nil {
-		cl.CircuitBreakerHigh = circuitBreaker(high)
+		cl.CircuitBreakerHigh = c.circuitBreaker(high)
 		c.out.Mark("cluster", name, "circuit_breaker.high", c.place(high.DefRange))
 	}
 	cl.PreconnectPercent = uint32(n.Int("preconnect_ratio"))
@@ -60,12 +60,19 @@ func (c *compiler) clusterSettings(name string, n *schema.Node) *configv1.Cluste
 	return cl
 }
 
-func circuitBreaker(b *schema.Node) *configv1.CircuitBreaker {
-	return &configv1.CircuitBreaker{
+func (c *compiler) circuitBreaker(b *schema.Node) *configv1.CircuitBreaker {
+	out := &configv1.CircuitBreaker{
 		MaxConnections: uint32(b.Int("max_connections")), MaxPendingRequests: proto.Uint32(uint32(b.Int("max_pending_requests"))),
 		MaxRequests: uint32(b.Int("max_requests")), MaxRetries: proto.Uint32(uint32(b.Int("max_retries"))),
-		RetryBudgetPercent: uint32(b.Int("retry_budget")),
+		RetryBudgetPercent: uint32(b.Int("retry_budget")), TrackRemaining: b.Bool("track_remaining"),
 	}
+	if b.Has("min_retry_concurrency") {
+		out.MinRetryConcurrency = proto.Uint32(uint32(b.Int("min_retry_concurrency")))
+		if out.RetryBudgetPercent == 0 {
+			c.diags.Report(diag.NoEffect, b.Range("min_retry_concurrency"), "No budget", "min_retry_concurrency is a part of retry_budget; without one max_retries is the limit.")
+		}
+	}
+	return out
 }
 
 func (c *compiler) endpoints(cl *configv1.Cluster, list []schema.Value, read func(schema.Value) (schema.Value, *configv1.Endpoint), at hcl.Range, broken bool) {

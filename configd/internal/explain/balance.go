@@ -203,7 +203,11 @@ func (y *story) resilience(c *configv1.Cluster, p configv1.RoutingPriority) {
 		retries = strconv.Itoa(int(b.GetMaxRetries()))
 	}
 	if n := b.GetRetryBudgetPercent(); n > 0 {
-		retries = fmt.Sprintf("%d %% (3 at least)", n)
+		least := uint32(3)
+		if b.MinRetryConcurrency != nil {
+			least = b.GetMinRetryConcurrency()
+		}
+		retries = fmt.Sprintf("%d %% (%d at least)", n, least)
 	}
 	y.tell("breaker", of, fmt.Sprintf("%d connections, %d pending, %d requests, %s retries", cmp.Or(b.GetMaxConnections(), 1024), pending, cmp.Or(b.GetMaxRequests(), 1024), retries), y.at("cluster", name, field))
 	y.tell("connect", "", fmt.Sprintf("within %s; idle %s", duration(cmp.Or(c.GetConnectTimeoutMs(), 5000)), duration(c.GetIdleTimeoutMs())), y.at("cluster", name, "connect_timeout"))

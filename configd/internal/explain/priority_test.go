@@ -30,8 +30,9 @@ cluster "both" {
   circuit_breaker {
     max_requests = 500
     high {
-      max_requests = 50
-      retry_budget = 20
+      max_requests          = 50
+      retry_budget          = 20
+      min_retry_concurrency = 5
     }
   }
 }
@@ -47,8 +48,8 @@ cluster "plain" {
 		path string
 		want told
 	}{
-		{"/pay", told{"high", "high", "1024 connections, 1024 pending, 50 requests, 20 % (3 at least) retries", 6, 22}},
-		{"/urgent", told{"high", "high", "1024 connections, 1024 pending, 1024 requests, 3 retries", 10, 28}},
+		{"/pay", told{"high", "high", "1024 connections, 1024 pending, 50 requests, 20 % (5 at least) retries", 6, 22}},
+		{"/urgent", told{"high", "high", "1024 connections, 1024 pending, 1024 requests, 3 retries", 10, 29}},
 		{"/else", told{"", "", "1024 connections, 1024 pending, 500 requests, 3 retries", 0, 20}},
 	} {
 		reply, err := Request(running, nil, &configv1.ExplainRequest{Method: "GET", Url: "http://a:8080" + test.path})

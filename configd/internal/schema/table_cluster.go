@@ -101,7 +101,9 @@ func circuitBreakerBlock() *Block {
 		{Name: "max_pending_requests", Kind: Int, Default: 1024, Max: maxInt32, Doc: "requests that wait for a connection."},
 		{Name: "max_requests", Kind: Int, Default: 1024, Min: 1, Max: maxInt32, Doc: "requests at a time."},
 		{Name: "max_retries", Kind: Int, Default: 3, Max: maxInt32, Doc: "retries at a time."},
-		{Name: "retry_budget", Kind: Int, Max: 100, DefaultDoc: "off", Doc: "retries at a time in percent of the requests under way, instead of max_retries; 3 are always allowed."},
+		{Name: "retry_budget", Kind: Int, Max: 100, DefaultDoc: "off", Doc: "retries at a time in percent of the requests under way, instead of max_retries."},
+		{Name: "min_retry_concurrency", Kind: Int, Default: 3, Max: maxInt32, Doc: "retries at a time that `retry_budget` always allows."},
+		{Name: "track_remaining", Kind: Bool, Default: false, Doc: "gauges tell what is left of each limit (`retinue_cluster_circuit_breakers_remaining_*`)."},
 	}
 	return &Block{
 		Name:  "circuit_breaker",

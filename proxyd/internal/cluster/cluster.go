@@ -17,6 +17,7 @@ const (
 	defaultMaxPending     = 1024
 	defaultMaxRequests    = 1024
 	defaultMaxRetries     = 3
+	defaultMinRetries     = 3
 	maxWeight             = 1_000_000
 )
 
@@ -64,6 +65,8 @@ const (
 type Breaker struct {
 	MaxConnections, MaxPending, MaxRequests, MaxRetries uint64
 	RetryBudget                                         uint64 // percent of the requests under way, instead of MaxRetries; 0 off
+	MinRetries                                          uint64 // at a time, that a budget never refuses (Envoy's min_retry_concurrency)
+	TrackRemaining                                      bool   // gauges tell what is left of the limits
 }
 
 // Build makes the immutable cluster of a configuration object. previous is the value that the handle had before, or
@@ -123,6 +126,8 @@ func buildBreaker(b *configv1.CircuitBreaker) Breaker {
 		MaxRequests:    limit(b.GetMaxRequests(), defaultMaxRequests),
 		MaxRetries:     optional(b, func(b *configv1.CircuitBreaker) *uint32 { return b.MaxRetries }, defaultMaxRetries),
 		RetryBudget:    uint64(b.GetRetryBudgetPercent()),
+		MinRetries:     optional(b, func(b *configv1.CircuitBreaker) *uint32 { return b.MinRetryConcurrency }, defaultMinRetries),
+		TrackRemaining: b.GetTrackRemaining(),
 	}
 }
 

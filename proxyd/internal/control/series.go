@@ -15,6 +15,11 @@ func (s *Server) retireSeries() {
 	for _, c := range current.Clusters {
 		if c != nil {
 			named.Clusters = append(named.Clusters, c.Name)
+			for p, left := range c.Left {
+				if left != nil {
+					named.BreakersLeft[p] = append(named.BreakersLeft[p], c.Name)
+				}
+			}
 		}
 	}
 	for _, o := range current.Objects {

@@ -308,6 +308,7 @@ const (
 func (s *Server) keepHouse(ctx context.Context) {
 	tick := time.NewTicker(housekeeping)
 	defer tick.Stop()
+	var limits breakers
 	for {
 		select {
 		case <-ctx.Done():
@@ -321,7 +322,11 @@ func (s *Server) keepHouse(ctx context.Context) {
 		s.mu.Lock()
 		empty := s.draining && !s.accepting && !s.finished
 		s.gauges()
+		current := s.current
 		s.mu.Unlock()
+		if current != nil {
+			limits.judge(time.Now(), current.Clusters)
+		}
 		if empty && s.loops.connections() == 0 {
 			s.env.Log.Info("drained")
 			s.finish(nil)

@@ -21,14 +21,15 @@ var labelsOf = map[string]string{
 	"cluster": "`cluster`", "http": "`listener`: the `stat_prefix` of the http block, else the listener's name", "listener": "`listener`",
 	"tcp": "`listener`: the `stat_prefix` of the tcp block, else the listener's name", "server": "none", "worker": "`worker_id`",
 	"plugin": "`plugin`", "certificate": "`certificate`",
-	"grpc":       "`listener`, `grpc_service`, `grpc_method`",
-	"rate_limit": "`filter`", "fault": "`filter`", "cors": "`filter`", "rbac": "`filter`", "ip": "`filter`", "basic_auth": "`filter`", "health_check": "`filter`",
+	"grpc":                     "`listener`, `grpc_service`, `grpc_method`",
+	"cluster_circuit_breakers": "`cluster`, `priority`; only where `track_remaining` is set",
+	"rate_limit":               "`filter`", "fault": "`filter`", "cors": "`filter`", "rbac": "`filter`", "ip": "`filter`", "basic_auth": "`filter`", "health_check": "`filter`",
 	"compress": "`filter`", "ext_authz": "`filter`", "decompress": "`filter`", "global_rate_limit": "`filter`", "jwt": "`filter`", "jwt_provider": "`provider`",
 }
 
 var heads = map[string]string{
 	"cluster": "Clusters", "http": "HTTP connection managers", "listener": "Listeners", "tcp": "TCP proxies", "server": "Processes of proxyd",
-	"worker": "Worker loops", "plugin": "Plugins", "certificate": "Certificates", "grpc": "gRPC methods",
+	"worker": "Worker loops", "plugin": "Plugins", "certificate": "Certificates", "grpc": "gRPC methods", "cluster_circuit_breakers": "What circuit breakers have left",
 	"rate_limit": "Filters: rate_limit", "fault": "Filters: fault", "cors": "Filters: cors", "rbac": "Filters: rbac", "ip": "Filters: ip",
 	"basic_auth": "Filters: basic_auth", "health_check": "Filters: health_check", "compress": "Filters: compress",
 	"ext_authz": "Filters: ext_authz", "decompress": "Filters: decompress", "global_rate_limit": "Filters: global_rate_limit", "jwt": "Filters: jwt", "jwt_provider": "Providers of tokens: jwt_provider",

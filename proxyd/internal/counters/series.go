@@ -23,6 +23,7 @@ const (
 	ClusterUpstreamCxConnectFail
 	ClusterUpstreamCxConnectTimeout
 	ClusterUpstreamCxOverflow
+	ClusterUpstreamCxOverflowHigh // behind the counter whose part it is
 	ClusterUpstreamCxNoneHealthy
 	ClusterUpstreamCxDestroy
 	ClusterUpstreamCxDestroyWithActiveRq
@@ -38,6 +39,7 @@ const (
 	ClusterUpstreamRqPendingActive
 	ClusterUpstreamRqPendingActiveHigh // behind the gauge whose part it is
 	ClusterUpstreamRqPendingOverflow
+	ClusterUpstreamRqPendingOverflowHigh // behind the counter whose part it is
 	ClusterUpstreamRqTimeout
 	ClusterUpstreamRqRxReset
 	ClusterUpstreamRqTxReset
@@ -46,6 +48,7 @@ const (
 	ClusterUpstreamRqRetryActiveHigh // behind the gauge whose part it is
 	ClusterUpstreamRqRetrySuccess
 	ClusterUpstreamRqRetryOverflow
+	ClusterUpstreamRqRetryOverflowHigh // behind the counter whose part it is
 	ClusterUpstreamRqRetryLimitExceeded
 	ClusterUpstreamRqPerTryTimeout
 	ClusterRetryOrShadowAbandoned
@@ -73,7 +76,8 @@ const (
 	ClusterLBSubsetsFallback
 	ClusterUpstreamCxHTTP1Total
 	ClusterUpstreamCxHTTP2Total
-	ClusterHTTP2                                             // the events of HTTP/2
+	ClusterBreakersOpen                                      // 4 cells for each priority, written by the main side
+	ClusterHTTP2          = ClusterBreakersOpen + 8          // the events of HTTP/2
 	ClusterUpstreamRqXX   = ClusterHTTP2 + http2.NumCounters // 5 cells: 1xx to 5xx
 	ClusterUpstreamRqTime = ClusterUpstreamRqXX + 5
 	ClusterSSL            = ClusterUpstreamRqTime + region.HistogramCells // SSLCells
@@ -143,23 +147,6 @@ const (
 	ListenerDownstreamCxOverloadReject
 	ListenerSSL   // SSLCells
 	ListenerCells = ListenerSSL + SSLCells
-)
-
-// Cells of TLS, part of a listener's and of a cluster's.
-const (
-	SSLConnectionError = iota
-	SSLHandshake
-	SSLSessionReused
-	SSLNoCertificate
-	SSLFailVerifyNoCert
-	SSLFailVerifyError
-	SSLFailVerifySAN
-	SSLFailVerifyRevoked
-	SSLHandshakeTimeout
-	SSLHandshakePanic
-	SSLVersions12
-	SSLVersions13
-	SSLCells
 )
 
 // Cells of a TCP proxy.
@@ -298,26 +285,6 @@ func in(unit string, f *statsv1.Field) *statsv1.Field {
 	return f
 }
 
-// Cells of a gRPC method: one for each status, and one for requests that ended without.
-const (
-	GRPCNone  = 17
-	GRPCCells = GRPCNone + 1
-)
-
-// GRPC is the cells of one method.
-type GRPC [GRPCCells]uint64
-
-func grpcFields() (fields []*statsv1.Field) {
-	for status := range GRPCCells {
-		value := strconv.Itoa(status)
-		if status == GRPCNone {
-			value = "none"
-		}
-		fields = append(fields, labelled(field(counter, "downstream_rq", "gRPC requests by method and status"), "grpc_status", value))
-	}
-	return fields
-}
-
 func http2Fields() (fields []*statsv1.Field) {
 	for i, text := range http2.CounterTexts {
 		kind := counter
@@ -338,28 +305,6 @@ func classes(name, help string) (fields []*statsv1.Field) {
 	return fields
 }
 
-func ssl() []*statsv1.Field {
-	version := func(v string) *statsv1.Field {
-		f := field(counter, "ssl_versions", "TLS handshakes by version")
-		f.Labels = []*statsv1.Label{{Name: "version", Value: v}}
-		return f
-	}
-	return []*statsv1.Field{
-		field(counter, "ssl_connection_error", "TLS connections that failed, in the handshake or later"),
-		field(counter, "ssl_handshake", "TLS handshakes completed"),
-		field(counter, "ssl_session_reused", "TLS handshakes that resumed a session"),
-		field(counter, "ssl_no_certificate", "TLS connections whose peer has no certificate"),
-		field(counter, "ssl_fail_verify_no_cert", "TLS handshakes refused for want of a client certificate"),
-		field(counter, "ssl_fail_verify_error", "TLS handshakes refused because the peer's certificate is not trusted"),
-		field(counter, "ssl_fail_verify_san", "TLS handshakes refused because the peer's certificate has another name"),
-		field(counter, "ssl_fail_verify_revoked", "TLS handshakes refused because the peer's certificate is revoked"),
-		field(counter, "ssl_handshake_timeout", "TLS handshakes that took too long"),
-		field(counter, "ssl_handshake_panic", "TLS handshakes that failed inside this program"),
-		version("TLSv1.2"),
-		version("TLSv1.3"),
-	}
-}
-
 func schema(name string, fields ...*statsv1.Field) *statsv1.Schema {
 	return &statsv1.Schema{Name: name, Fields: fields}
 }
@@ -375,6 +320,7 @@ const (
 	schemaPlugin
 	schemaCertificate
 	schemaGRPC
+	schemaBreakersLeft
 	schemaRateLimit
 	schemaFault
 	schemaCORS
@@ -399,6 +345,7 @@ var Schemas = append([]*statsv1.Schema{
 		field(counter, "upstream_cx_connect_fail", "connections that could not be made"),
 		field(counter, "upstream_cx_connect_timeout", "connections not made within connect_timeout"),
 		field(counter, "upstream_cx_overflow", "times max_connections kept a connection from being made"),
+		field(counter, "upstream_cx_overflow_high", "of those, the ones of high priority"),
 		field(counter, "upstream_cx_none_healthy", "requests that found no host"),
 		field(counter, "upstream_cx_destroy", "connections ended"),
 		field(counter, "upstream_cx_destroy_with_active_rq", "connections ended under a request"),
@@ -414,6 +361,7 @@ var Schemas = append([]*statsv1.Schema{
 		field(gauge, "upstream_rq_pending_active", "requests that wait for a connection"),
 		field(gauge, "upstream_rq_pending_active_high", "requests of high priority that wait for a connection"),
 		field(counter, "upstream_rq_pending_overflow", "requests refused by a circuit breaker"),
+		field(counter, "upstream_rq_pending_overflow_high", "of those, the ones of high priority"),
 		field(counter, "upstream_rq_timeout", "requests that timed out"),
 		field(counter, "upstream_rq_rx_reset", "requests reset by the upstream"),
 		field(counter, "upstream_rq_tx_reset", "requests reset towards the upstream"),
@@ -422,6 +370,7 @@ var Schemas = append([]*statsv1.Schema{
 		field(gauge, "upstream_rq_retry_active_high", "requests of high priority that are being tried again"),
 		field(counter, "upstream_rq_retry_success", "requests that a retry saved"),
 		field(counter, "upstream_rq_retry_overflow", "retries refused by the circuit breaker or the budget"),
+		field(counter, "upstream_rq_retry_overflow_high", "of those, the ones of high priority"),
 		field(counter, "upstream_rq_retry_limit_exceeded", "requests that failed in every attempt"),
 		field(counter, "upstream_rq_per_try_timeout", "tries that timed out"),
 		field(counter, "retry_or_shadow_abandoned", "requests not tried again since their body is too large to keep"),
@@ -449,7 +398,7 @@ var Schemas = append([]*statsv1.Schema{
 		field(counter, "lb_subsets_fallback", "requests whose subset has no host"),
 		field(counter, "upstream_cx_http1_total", "connections of HTTP/1"),
 		field(counter, "upstream_cx_http2_total", "connections of HTTP/2"),
-	}, http2Fields(), classes("upstream_rq_xx", "responses by class, with those that are given for a host that does not answer"),
+	}, openFields(), http2Fields(), classes("upstream_rq_xx", "responses by class, with those that are given for a host that does not answer"),
 		[]*statsv1.Field{in(region.UnitTicks, field(histogram, "upstream_rq_time", "time from request to end of response"))}, ssl())...),
 
 	schema("http", slices.Concat([]*statsv1.Field{
@@ -559,6 +508,8 @@ var Schemas = append([]*statsv1.Schema{
 		field(gauge, "expiration_unix_time_seconds", "when the certificate ends, while the generation serves")),
 
 	schema("grpc", grpcFields()...),
+
+	schema("cluster_circuit_breakers", leftFields()...),
 }, filters...)
 
 func labelled(f *statsv1.Field, name, value string) *statsv1.Field {

@@ -423,6 +423,7 @@ func (s *Set) declare(ctx context.Context, groups []*statsv1.Group) (*statsv1.De
 // Named is what a snapshot names; filters, and what they share, by type and name.
 type Named struct {
 	Clusters, HTTP, Listeners, TCP []string
+	BreakersLeft                   [len(routingPriorities)][]string // of clusters, by priority
 	Filters                        [][2]string
 }
 
@@ -446,6 +447,11 @@ func (s *Set) Retire(ctx context.Context, named Named) error {
 			keep[want(schema, "", name).key] = true
 		}
 	}
+	for priority, names := range named.BreakersLeft {
+		for _, name := range names {
+			keep[wantLeft(name, priority).key] = true
+		}
+	}
 	for _, f := range named.Filters {
 		if schema, counts := filterSchema(f[0]); counts {
 			keep[want(schema, "", f[1]).key] = true
@@ -456,7 +462,7 @@ func (s *Set) Retire(ctx context.Context, named Named) error {
 	var gone []*group
 	for key, g := range s.known {
 		of := g.schema
-		if listed := of == schemaCluster || of == schemaHTTP || of == schemaListener || of == schemaTCP || of >= schemaRateLimit; listed && !keep[key] && !g.retired && g.epoch != 0 {
+		if listed := of == schemaCluster || of == schemaHTTP || of == schemaListener || of == schemaTCP || of >= schemaBreakersLeft; listed && !keep[key] && !g.retired && g.epoch != 0 {
 			gone = append(gone, g)
 		}
 	}

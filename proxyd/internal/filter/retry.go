@@ -6,13 +6,11 @@ import (
 	"slices"
 	"strconv"
 
-	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/timer"
-	"retinue.dev/proxyd/internal/upstream"
 	configv1 "retinue.dev/services/api/config/v1"
 )
 
@@ -52,8 +50,6 @@ const onGRPC = onCancelled | onDeadlineExceeded | onInternal | onResourceExhaust
 
 const (
 	defaultBackOff = 25 // ms
-	// alwaysAllowed is how many retries at a time a budget never refuses (Envoy's min_retry_concurrency).
-	alwaysAllowed = 3
 
 	detailPerTryTimeout = "upstream_per_try_timeout"
 )
@@ -364,8 +360,9 @@ func (r *Router) again(s *stream.Stream, wanted bool) bool {
 		return false
 	}
 	if !r.retry.counted {
-		if !retryAllowed(config, r.action.priority) {
+		if config.Load(r.action.priority, counters.ClusterUpstreamRqRetryActive) >= config.Retries(r.action.priority) {
 			cells[counters.ClusterUpstreamRqRetryOverflow]++
+			cells[counters.ClusterUpstreamRqRetryOverflowHigh] += uint64(r.action.priority)
 			s.Flags |= stream.FlagUpstreamOverflow
 			return false
 		}
@@ -384,16 +381,6 @@ func (r *Router) again(s *stream.Stream, wanted bool) bool {
 	r.retry.pause = min(2*r.retry.pause, r.retry.policy.maxBackOff)
 	s.Worker.Timers.Set(&r.retry.timer, s.Worker.Now()+pause)
 	return true
-}
-
-// retryAllowed asks the circuit breaker of a priority.
-func retryAllowed(config *upstream.Config, p cluster.Priority) bool {
-	retries, breaker := config.Load(p, counters.ClusterUpstreamRqRetryActive), &config.Breakers[p]
-	if breaker.RetryBudget > 0 {
-		requests := config.Load(p, counters.ClusterUpstreamRqActive) + config.Load(p, counters.ClusterUpstreamRqPendingActive)
-		return retries < max(alwaysAllowed, requests*breaker.RetryBudget/100)
-	}
-	return retries < breaker.MaxRetries
 }
 
 // OnTimer implements timer.Callback: a pause is over, or a try took too long.

@@ -205,7 +205,7 @@ func (r *build) buildClusters() {
 		changed = append(changed, o)
 		names = append(names, o.GetName())
 	}
-	cells := r.Stats.Clusters(r.ctx, names)
+	cells, mains := r.Stats.Clusters(r.ctx, names), r.Stats.ClusterMains(r.ctx, names)
 	for i, o := range changed {
 		handle := r.next.handles[o.GetName()]
 		var was *cluster.Cluster
@@ -220,7 +220,12 @@ func (r *build) buildClusters() {
 		if built.Outlier != nil {
 			built.Hosts.Observe(r.Workers)
 		}
-		config := &upstream.Config{Cluster: built, Cells: cells[i], Proxy: proxyVersions[o.GetCluster().GetProxyProtocol()]}
+		config := &upstream.Config{Cluster: built, Cells: cells[i], Main: mains[i], Proxy: proxyVersions[o.GetCluster().GetProxyProtocol()]}
+		for p := range built.Breakers {
+			if built.Breakers[p].TrackRemaining {
+				config.Left[p] = r.Stats.BreakersLeft(r.ctx, o.GetName(), p)
+			}
+		}
 		if t := o.GetCluster().GetTls(); t != nil {
 			if config.TLS, err = tlstransport.NewClient(t, tlstransport.ALPN(o.GetCluster().GetProtocol(), upstream.Protocols), r.Secrets); err != nil {
 				r.refuse(o, "tls", err)

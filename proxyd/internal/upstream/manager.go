@@ -30,7 +30,10 @@ import (
 type Config struct {
 	*cluster.Cluster
 	Cells []*counters.Cluster
-	TLS   *tlstransport.Client // nil: plain
+	// Main is the main side's cells, and Left those of what each priority has left; nil where nobody tracks it.
+	Main *counters.Cluster
+	Left [cluster.Priorities]*counters.BreakersLeft
+	TLS  *tlstransport.Client // nil: plain
 	// Proxy is the version of the PROXY header that connections begin with; 0: none.
 	Proxy int
 }
@@ -47,6 +50,16 @@ func (c *Config) Load(p cluster.Priority, gauge int) uint64 {
 		return high
 	}
 	return all - min(high, all)
+}
+
+// Retries is how many retries of a priority there may be at a time: a part of the requests under way, or a number.
+func (c *Config) Retries(p cluster.Priority) uint64 {
+	breaker := &c.Breakers[p]
+	if breaker.RetryBudget == 0 {
+		return breaker.MaxRetries
+	}
+	requests := c.Load(p, counters.ClusterUpstreamRqActive) + c.Load(p, counters.ClusterUpstreamRqPendingActive)
+	return max(breaker.MinRetries, requests*breaker.RetryBudget/100)
 }
 
 // Protocols are the ALPN names of what connections to hosts can speak.

@@ -147,7 +147,7 @@ func (h *host) room(p cluster.Priority) bool {
 	if h.allows(p) {
 		return true
 	}
-	h.pool.cells[counters.ClusterUpstreamCxOverflow]++
+	h.pool.count(counters.ClusterUpstreamCxOverflow, p)
 	return false
 }
 
@@ -220,7 +220,7 @@ func (p *pool) countMode(mode cluster.Mode) {
 // newStream finds a connection for a request, or queues it.
 func (p *pool) newStream(priority cluster.Priority, avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
 	if p.full(priority) {
-		p.cells[counters.ClusterUpstreamRqPendingOverflow]++
+		p.count(counters.ClusterUpstreamRqPendingOverflow, priority)
 		cb.OnPoolFailure(Overflow, nil)
 		return nil
 	}
@@ -244,7 +244,7 @@ func (p *pool) newStream(priority cluster.Priority, avoid []*cluster.Host, choic
 	}
 	room := h.room(priority)
 	if p.config.Load(priority, counters.ClusterUpstreamRqPendingActive) >= p.config.Breakers[priority].MaxPending {
-		p.cells[counters.ClusterUpstreamRqPendingOverflow]++
+		p.count(counters.ClusterUpstreamRqPendingOverflow, priority)
 		cb.OnPoolFailure(Overflow, h.host)
 		return nil
 	}
@@ -383,8 +383,8 @@ func (h *host) admit() bool {
 	if !h.pool.full(w.priority) {
 		return true
 	}
+	h.pool.count(counters.ClusterUpstreamRqPendingOverflow, w.priority)
 	_, cb := h.remove(w)
-	h.pool.cells[counters.ClusterUpstreamRqPendingOverflow]++
 	cb.OnPoolFailure(Overflow, h.host)
 	return false
 }
@@ -442,10 +442,10 @@ func failureOf(reason conn.Reason) Failure {
 	return ConnectionFailure
 }
 
-// count and uncount change a gauge of both priorities, and the part of high behind it.
-func (p *pool) count(gauge int, priority cluster.Priority) {
-	p.cells[gauge]++
-	p.cells[gauge+1] += uint64(priority)
+// count counts what is of both priorities, and the part of high behind it; uncount takes it back from a gauge.
+func (p *pool) count(cell int, priority cluster.Priority) {
+	p.cells[cell]++
+	p.cells[cell+1] += uint64(priority)
 }
 
 func (p *pool) uncount(gauge int, priority cluster.Priority) {

@@ -25,7 +25,7 @@ func (p *pool) dialTunnel(client *conn.Conn, choice *cluster.Choice, h conn.Hand
 	}
 	to := p.hosts[at]
 	if p.config.Load(cluster.Default, counters.ClusterUpstreamCxActive) >= p.config.Breakers[cluster.Default].MaxConnections {
-		p.cells[counters.ClusterUpstreamCxOverflow]++
+		p.count(counters.ClusterUpstreamCxOverflow, cluster.Default)
 		return nil, Tunnel{}, Overflow
 	}
 	to.opened(cluster.Default)

@@ -6943,10 +6943,12 @@ type CircuitBreaker struct {
 	MaxPendingRequests *uint32                `protobuf:"varint,2,opt,name=max_pending_requests,json=maxPendingRequests,proto3,oneof" json:"max_pending_requests,omitempty"` // default 1024
 	MaxRequests        uint32                 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`                              // default 1024
 	MaxRetries         *uint32                `protobuf:"varint,4,opt,name=max_retries,json=maxRetries,proto3,oneof" json:"max_retries,omitempty"`                           // default 3
-	// Retries at a time as a share of the requests under way, instead of max_retries; never fewer than 3 are allowed. 0: off.
-	RetryBudgetPercent uint32 `protobuf:"varint,5,opt,name=retry_budget_percent,json=retryBudgetPercent,proto3" json:"retry_budget_percent,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Retries at a time as a share of the requests under way, instead of max_retries; min_retry_concurrency are always allowed. 0: off.
+	RetryBudgetPercent  uint32  `protobuf:"varint,5,opt,name=retry_budget_percent,json=retryBudgetPercent,proto3" json:"retry_budget_percent,omitempty"`
+	TrackRemaining      bool    `protobuf:"varint,60,opt,name=track_remaining,json=trackRemaining,proto3" json:"track_remaining,omitempty"`                        // gauges of what is left of each limit
+	MinRetryConcurrency *uint32 `protobuf:"varint,61,opt,name=min_retry_concurrency,json=minRetryConcurrency,proto3,oneof" json:"min_retry_concurrency,omitempty"` // retries at a time that a budget always allows; default 3
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *CircuitBreaker) Reset() {
@@ -7010,6 +7012,20 @@ func (x *CircuitBreaker) GetMaxRetries() uint32 {
 func (x *CircuitBreaker) GetRetryBudgetPercent() uint32 {
 	if x != nil {
 		return x.RetryBudgetPercent
+	}
+	return 0
+}
+
+func (x *CircuitBreaker) GetTrackRemaining() bool {
+	if x != nil {
+		return x.TrackRemaining
+	}
+	return false
+}
+
+func (x *CircuitBreaker) GetMinRetryConcurrency() uint32 {
+	if x != nil && x.MinRetryConcurrency != nil {
+		return *x.MinRetryConcurrency
 	}
 	return 0
 }
@@ -12536,16 +12552,19 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\blocality\x18) \x01(\tR\blocality\x127\n" +
 	"\bmetadata\x18* \x03(\v2\x1b.retinue.config.v1.MetadataR\bmetadata\x12\x12\n" +
 	"\x04name\x18+ \x01(\tR\x04name\x121\n" +
-	"\x14additional_addresses\x18, \x03(\tR\x13additionalAddresses\"\x94\x02\n" +
+	"\x14additional_addresses\x18, \x03(\tR\x13additionalAddresses\"\x90\x03\n" +
 	"\x0eCircuitBreaker\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x125\n" +
 	"\x14max_pending_requests\x18\x02 \x01(\rH\x00R\x12maxPendingRequests\x88\x01\x01\x12!\n" +
 	"\fmax_requests\x18\x03 \x01(\rR\vmaxRequests\x12$\n" +
 	"\vmax_retries\x18\x04 \x01(\rH\x01R\n" +
 	"maxRetries\x88\x01\x01\x120\n" +
-	"\x14retry_budget_percent\x18\x05 \x01(\rR\x12retryBudgetPercentB\x17\n" +
+	"\x14retry_budget_percent\x18\x05 \x01(\rR\x12retryBudgetPercent\x12'\n" +
+	"\x0ftrack_remaining\x18< \x01(\bR\x0etrackRemaining\x127\n" +
+	"\x15min_retry_concurrency\x18= \x01(\rH\x02R\x13minRetryConcurrency\x88\x01\x01B\x17\n" +
 	"\x15_max_pending_requestsB\x0e\n" +
-	"\f_max_retries\"}\n" +
+	"\f_max_retriesB\x18\n" +
+	"\x16_min_retry_concurrency\"}\n" +
 	"\tAccessLog\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
