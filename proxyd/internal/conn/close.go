@@ -58,7 +58,9 @@ func (c *Conn) finishClose() {
 // Abort closes with RST, so that the peer cannot take what it has for complete.
 func (c *Conn) Abort() {
 	if !c.closed {
-		c.worker.Poller.Abort(c.fd)
+		if c.fd >= 0 {
+			c.worker.Poller.Abort(c.fd)
+		}
 		c.close(LocalClose)
 	}
 }
@@ -110,6 +112,9 @@ func (c *Conn) close(reason Reason) {
 		c.secure.wire.Release(&c.worker.Pool)
 		c.secure.plain.Release(&c.worker.Pool)
 		c.secure.transport.Closed(reason)
+	}
+	if c.race != nil {
+		c.race.end()
 	}
 	if c.fd >= 0 {
 		c.worker.Forget(c.token)

@@ -70,6 +70,13 @@ type Options struct {
 	Preface        []byte        // what a dialled connection sends before everything else, its transport included
 }
 
+func (o *Options) connectTimeout() time.Duration {
+	if o.ConnectTimeout <= 0 {
+		return 5 * time.Second
+	}
+	return o.ConnectTimeout
+}
+
 // Conn is one connection: accepted or dialled, then read and written by its handler until Close. Plain values only,
 // so that what it knows can be told to another process: descriptor, unconsumed and unsent bytes, half-close state, counts.
 type Conn struct {
@@ -109,6 +116,7 @@ type Conn struct {
 	peer        netip.AddrPort
 	local       *netip.AddrPort // told by a PROXY header, or by the kernel when it was asked
 	address     *poller.Address // dialled
+	race        *race           // to several addresses; nil: to one, or over
 
 	secure *secure  // nil: plain
 	splice splicing // what is read goes to another connection
@@ -153,26 +161,29 @@ func Dial(w *worker.Worker, address *poller.Address, id uint64, h Handler, o *Op
 		w.Soon(&c.task)
 		return c
 	}
+	c.begin(o)
+	return c
+}
+
+// begin is what a connection that is being made has from its options.
+func (c *Conn) begin(o *Options) {
 	if o.Transport != nil {
 		c.secure = &secure{transport: o.Transport}
 	}
 	if len(o.Preface) > 0 {
-		c.out.Append(&w.Pool, o.Preface)
+		c.out.Append(&c.worker.Pool, o.Preface)
 		c.stage()
 	}
-	timeout := o.ConnectTimeout
-	if timeout <= 0 {
-		timeout = 5 * time.Second
-	}
-	w.Timers.Set(&c.timer, w.Now()+int64(timeout))
-	return c
+	c.worker.Timers.Set(&c.timer, c.worker.Now()+int64(o.connectTimeout()))
 }
 
-// spare is a worker's free list of connections.
+// spare is a worker's free lists.
 type spare struct {
-	first   *Conn
-	count   int
-	address unix.RawSockaddrAny // scratch for a call of the kernel
+	first     *Conn
+	count     int
+	races     *race
+	raceCount int
+	address   unix.RawSockaddrAny // scratch for a call of the kernel
 }
 
 // keptConns bounds the free list: what a burst needed beyond it goes back to the heap.
@@ -236,7 +247,7 @@ func (c *Conn) Peer() netip.AddrPort { return c.peer }
 // SetPeer changes who the peer is, and what it connected to, to what a PROXY header says.
 func (c *Conn) SetPeer(peer, local netip.AddrPort) { c.peer, c.local = peer, &local }
 
-// Address is where a dialled connection goes.
+// Address is where a dialled connection goes; while a race is on, where it begins.
 func (c *Conn) Address() *poller.Address { return c.address }
 
 // Established is when the connection was, in nanoseconds of the worker's clock; 0 before.
@@ -308,6 +319,11 @@ func (c *Conn) finishConnect() {
 		c.close(ConnectFailure)
 		return
 	}
+	c.connected()
+}
+
+// connected goes on when the socket is.
+func (c *Conn) connected() {
 	c.connecting = false
 	c.established = c.worker.Now()
 	c.edge = true // bytes may have come with the handshake

@@ -124,8 +124,10 @@ func (c *Conn) ResumeRead() {
 func (c *Conn) RunTask() {
 	switch {
 	case c.closed:
-	case c.connecting: // the dial failed at once
-		c.close(ConnectFailure)
+	case c.connecting:
+		if c.fd < 0 && c.race == nil { // the dial failed at once
+			c.close(ConnectFailure)
+		}
 	case c.writeDead && c.pauses > 0:
 		c.close(RemoteReset)
 	case c.splice.to != nil:
