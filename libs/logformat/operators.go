@@ -73,6 +73,8 @@ const (
 	DownstreamLocalSubject
 	DownstreamLocalURISAN
 	DownstreamLocalDNSSAN
+	UpstreamHostName
+	UpstreamHostNameWithoutPort
 	Hostname
 )
 
@@ -126,10 +128,10 @@ var operators = []Operator{
 	{RequestTxDuration, "REQUEST_TX_DURATION", None, true, "milliseconds to the last byte of the request sent upstream"},
 	{ResponseDuration, "RESPONSE_DURATION", None, true, "milliseconds to the first byte of the response received"},
 	{ResponseTxDuration, "RESPONSE_TX_DURATION", None, true, "milliseconds from the first byte of the response received to the last sent"},
-	{UpstreamHost, "UPSTREAM_HOST", None, false, "address of the endpoint"},
+	{UpstreamHost, "UPSTREAM_HOST", None, false, "address of the endpoint; of a logical one the address that the connection goes to"},
 	{UpstreamCluster, "UPSTREAM_CLUSTER", None, false, "name of the cluster"},
 	{UpstreamLocalAddress, "UPSTREAM_LOCAL_ADDRESS", None, false, "own address of the upstream connection"},
-	{UpstreamRemoteAddress, "UPSTREAM_REMOTE_ADDRESS", None, false, "address of the endpoint"},
+	{UpstreamRemoteAddress, "UPSTREAM_REMOTE_ADDRESS", None, false, "the same"},
 	{UpstreamTransportFailureReason, "UPSTREAM_TRANSPORT_FAILURE_REASON", None, false, "why the upstream connection failed"},
 	{UpstreamRequestAttemptCount, "UPSTREAM_REQUEST_ATTEMPT_COUNT", None, true, "attempts, the first included"},
 	{DownstreamRemoteAddress, "DOWNSTREAM_REMOTE_ADDRESS", None, false, "client, from X-Forwarded-For where that is trusted"},
@@ -157,6 +159,8 @@ var operators = []Operator{
 	{UpstreamTLSCipher, "UPSTREAM_TLS_CIPHER", None, false, "cipher suite towards the endpoint, by the name of IANA"},
 	{UpstreamRemoteAddressWithoutPort, "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", None, false, "address of the endpoint without the port"},
 	{UpstreamRemotePort, "UPSTREAM_REMOTE_PORT", None, true, "port of the endpoint"},
+	{UpstreamHostName, "UPSTREAM_HOST_NAME", None, false, "name and port of a logical endpoint, the address of any other"},
+	{UpstreamHostNameWithoutPort, "UPSTREAM_HOST_NAME_WITHOUT_PORT", None, false, "the same without the port"},
 	{DownstreamRemotePort, "DOWNSTREAM_REMOTE_PORT", None, true, "port of the client, where it is the peer of the connection"},
 	{DownstreamDirectRemotePort, "DOWNSTREAM_DIRECT_REMOTE_PORT", None, true, "port of the peer of the connection"},
 	{FilterChainName, "FILTER_CHAIN_NAME", None, false, "name of the filter chain; of the listener where it has one alone"},

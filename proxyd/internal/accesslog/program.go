@@ -347,8 +347,8 @@ func (o *op) appendNumber(dst []byte, s *stream.Stream) []byte {
 			return strconv.AppendUint(dst, s.Link.Connection, 10)
 		}
 	case logformat.UpstreamRemotePort:
-		if s.Host != nil && s.Host.IP.IsValid() {
-			n = int64(s.Host.IP.Port())
+		if at := s.Upstream(); at.IsValid() {
+			n = int64(at.Port())
 		}
 	case logformat.DownstreamRemotePort:
 		if s.Peer.IsValid() && s.Client == s.Peer.Addr() {
@@ -428,6 +428,22 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 		if s.Host == nil {
 			return o.none(dst)
 		}
+		if s.Host.Logical() && s.Link.Remote.IsValid() {
+			return o.address(dst, s.Link.Remote, true, limit)
+		}
+		return o.texted(dst, s.Host.Address, limit)
+	case logformat.UpstreamHostName:
+		if s.Host == nil {
+			return o.none(dst)
+		}
+		return o.texted(dst, s.Host.Address, limit)
+	case logformat.UpstreamHostNameWithoutPort:
+		if s.Host == nil {
+			return o.none(dst)
+		}
+		if name := s.Host.ServerName(); name != "" {
+			return o.texted(dst, name, limit)
+		}
 		return o.texted(dst, s.Host.Address, limit)
 	case logformat.UpstreamLocalAddress:
 		return o.address(dst, s.Link.Local, true, limit)
@@ -443,10 +459,10 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 		if s.Host == nil {
 			return o.none(dst)
 		}
-		if !s.Host.IP.IsValid() {
-			return o.texted(dst, s.Host.Address, limit)
+		if at := s.Upstream(); at.IsValid() {
+			return o.address(dst, at, false, limit)
 		}
-		return o.address(dst, s.Host.IP, false, limit)
+		return o.texted(dst, s.Host.Address, limit)
 	case logformat.GRPCStatus:
 		status, ok := grpcStatus(s)
 		if !ok {

@@ -98,6 +98,27 @@ func TestTextOfAFailedRequest(t *testing.T) {
 	}
 }
 
+// A logical host is told by the address that the connection goes to; where there is none, by its name.
+func TestLogicalHost(t *testing.T) {
+	c, err := cluster.Build(&configv1.Cluster{Endpoints: []*configv1.Endpoint{{Name: "shop.test:443", Address: "192.0.2.1:443"}}}, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	format := "%UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT% %UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT%"
+	s := sample()
+	if got, want := render(t, &configv1.AccessLog{Format: format}, s), "127.0.0.1:8080 127.0.0.1 8080 127.0.0.1:8080 127.0.0.1\n"; got != want {
+		t.Errorf("by address\n got %q\nwant %q", got, want)
+	}
+	s.Host, s.Link = c.Hosts.Hosts[0], stream.Link{Remote: netip.MustParseAddrPort("[2001:db8::1]:443")}
+	if got, want := render(t, &configv1.AccessLog{Format: format}, s), "[2001:db8::1]:443 2001:db8::1 443 shop.test:443 shop.test\n"; got != want {
+		t.Errorf("connected\n got %q\nwant %q", got, want)
+	}
+	s.Link = stream.Link{}
+	if got, want := render(t, &configv1.AccessLog{Format: format}, s), "shop.test:443 shop.test:443 - shop.test:443 shop.test\n"; got != want {
+		t.Errorf("not connected\n got %q\nwant %q", got, want)
+	}
+}
+
 func TestClientBehindAProxy(t *testing.T) {
 	s := sample()
 	s.Client = netip.MustParseAddr("2001:db8::1")

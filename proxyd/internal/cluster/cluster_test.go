@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"strings"
@@ -164,6 +165,72 @@ func TestChooseAllocatesNothing(t *testing.T) {
 			if n := testing.AllocsPerRun(1000, func() { b.Choose(0x123456789abcdef, active, nil); b.Choose(1, active, ask) }); n != 0 {
 				t.Errorf("%v: %v allocations a choice", c.Balance, n)
 			}
+		}
+	}
+}
+
+func TestLogicalHostIsShared(t *testing.T) {
+	named := func(addresses ...string) []*configv1.Endpoint {
+		return []*configv1.Endpoint{{Name: "shop.test:443", Address: addresses[0], AdditionalAddresses: addresses[1:]}}
+	}
+	c, err := Build(&configv1.Cluster{Endpoints: named("192.0.2.1:443", "[2001:db8::1]:443")}, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := c.Hosts.Hosts[0]
+	if h.Address != "shop.test:443" || h.ServerName() != "shop.test" || h.IP.IsValid() {
+		t.Errorf("got %s, server name %s, IP %v", h.Address, h.ServerName(), h.IP)
+	}
+	before := h.Places()
+	if got := fmt.Sprint(*before); got != "[192.0.2.1:443 [2001:db8::1]:443]" {
+		t.Errorf("it is at %s", got)
+	}
+	for _, step := range []struct {
+		addresses []string
+		same      bool
+	}{
+		{[]string{"192.0.2.1:443", "[2001:db8::1]:443"}, true},
+		{[]string{"[2001:db8::1]:443", "192.0.2.1:443"}, false}, // the order counts
+		{[]string{"192.0.2.7:443"}, false},
+	} {
+		after, err := c.BuildHosts(named(step.addresses...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after.Hosts[0] != h {
+			t.Fatalf("%v: another host: its connections and what is known of it would be lost", step.addresses)
+		}
+		if same := h.Places() == before; same != step.same {
+			t.Errorf("%v: the same list %t, want %t", step.addresses, same, step.same)
+		}
+		before = h.Places()
+	}
+	plain, err := c.BuildHosts([]*configv1.Endpoint{{Address: "192.0.2.7:443"}})
+	if err != nil || plain.Hosts[0] == h {
+		t.Errorf("an endpoint by address is the logical one, error %v", err)
+	}
+}
+
+func TestBuildRefusesLogicalHosts(t *testing.T) {
+	many := make([]string, maxPlaces)
+	for i := range many {
+		many[i] = fmt.Sprintf("192.0.2.%d:80", i+2)
+	}
+	for _, test := range []struct {
+		endpoint *configv1.Endpoint
+		want     string
+	}{
+		{&configv1.Endpoint{Name: "shop", Address: "192.0.2.1:80"}, "no name:port"},
+		{&configv1.Endpoint{Name: ":80", Address: "192.0.2.1:80"}, "no name:port"},
+		{&configv1.Endpoint{Name: "shop:80", Address: "unix:/run/shop"}, "only IP addresses"},
+		{&configv1.Endpoint{Name: "shop:80", Address: "192.0.2.1:80", AdditionalAddresses: []string{"192.0.2.1:80"}}, "no further IP address"},
+		{&configv1.Endpoint{Name: "shop:80", Address: "192.0.2.1:80", AdditionalAddresses: []string{"unix:/run/shop"}}, "no further IP address"},
+		{&configv1.Endpoint{Name: "shop:80", Address: "192.0.2.1:80", AdditionalAddresses: []string{"shop:80"}}, "neither IP:port"},
+		{&configv1.Endpoint{Name: "shop:80", Address: "192.0.2.1:80", AdditionalAddresses: many}, "at most 16"},
+	} {
+		_, err := Build(&configv1.Cluster{Endpoints: []*configv1.Endpoint{test.endpoint}}, 0, nil)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v: got %v, want an error with %q", test.endpoint, err, test.want)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package control
 
 import (
 	"crypto/tls"
-	"net/netip"
 	"slices"
 
 	"retinue.dev/proxyd/internal/cluster"
@@ -16,11 +15,11 @@ import (
 func (s *Server) newMonitor() *health.Monitor {
 	return health.New(health.Options{
 		Log: s.env.Log, Publish: s.hostsChanged, Count: s.countHealth,
-		Security: func(c *cluster.Cluster) *tls.Config {
+		Security: func(c *cluster.Cluster, h *cluster.Host) *tls.Config {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if config := s.configOf(c.Handle); config != nil && config.TLS != nil {
-				return config.TLS.Config(netip.AddrPort{}).Clone()
+				return config.TLS.Config(h.ServerName()).Clone()
 			}
 			return nil
 		},

@@ -42,7 +42,7 @@ func (s *Server) fetchKeys(ctx context.Context, r *jwt.Remote) ([]byte, error) {
 	host := hosts[rand.IntN(len(hosts))]
 	var security *tls.Config
 	if config.TLS != nil {
-		security = config.TLS.Config(host.IP).Clone()
+		security = config.TLS.Config(host.ServerName()).Clone()
 	}
 	return jwks.Ask(ctx, config.Cluster, host, security, r)
 }

@@ -60,7 +60,7 @@ func (at *attempt) OnPoolFailure(why upstream.Failure, host *cluster.Host) {
 	r, s := at.router, at.stream
 	at.queued, at.pending = false, nil
 	if host != nil {
-		s.Host = host
+		s.Host, s.Link = host, stream.Link{}
 		if t := at.traced(); t != nil {
 			t.Host = host
 		}

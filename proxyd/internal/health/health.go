@@ -61,8 +61,8 @@ type Options struct {
 	Publish func(cluster.Handle, State)
 	// Count is told of every event, from several goroutines.
 	Count func(Event)
-	// Security is the TLS of a cluster's checks; nil for none.
-	Security func(*cluster.Cluster) *tls.Config
+	// Security is the TLS of the checks of a cluster's host; nil for none.
+	Security func(*cluster.Cluster, *cluster.Host) *tls.Config
 
 	prober func(c *cluster.Cluster, h *cluster.Host, security *tls.Config) prober // tests ask nobody
 }
@@ -213,7 +213,7 @@ func (m *Monitor) start(w *watched, h *host, c *cluster.Cluster, member *cluster
 	h.end = cancel
 	var security *tls.Config
 	if m.opt.Security != nil {
-		security = m.opt.Security(c)
+		security = m.opt.Security(c, member)
 	}
 	p := m.opt.prober(c, member, security)
 	m.probes.Go(func() {

@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -49,13 +51,68 @@ func newProber(owner *cluster.Cluster, h *cluster.Host, security *tls.Config) pr
 
 // dialer connects to a host, at another port where that is not 0.
 func dialer(h *cluster.Host, port uint16) func(context.Context) (net.Conn, error) {
-	network, address := "tcp", h.IP.String()
 	if h.Path != "" {
-		network, address = "unix", h.Path
-	} else if port != 0 {
-		address = net.JoinHostPort(h.IP.Addr().String(), fmt.Sprint(port))
+		return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", h.Path) }
 	}
-	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) }
+	return func(ctx context.Context) (net.Conn, error) {
+		if places := h.Places(); places != nil {
+			return dialAny(ctx, *places, port)
+		}
+		return dialIP(ctx, h.IP, port)
+	}
+}
+
+func dialIP(ctx context.Context, a netip.AddrPort, port uint16) (net.Conn, error) {
+	if port != 0 {
+		a = netip.AddrPortFrom(a.Addr(), port)
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", a.String())
+}
+
+// addressDelay is how long an address of a logical host has before the next one is tried beside it, as workers do.
+const addressDelay = 300 * time.Millisecond
+
+// dialAny connects to the first address that answers.
+func dialAny(ctx context.Context, places []netip.AddrPort, port uint16) (net.Conn, error) {
+	within, done := context.WithCancel(ctx)
+	defer done() // of a connection that is there it ends nothing
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	results := make(chan result, len(places))
+	running := 0
+	var failed error
+	for next := 0; next < len(places) || running > 0; {
+		var late <-chan time.Time
+		if next < len(places) {
+			go func(a netip.AddrPort) {
+				c, err := dialIP(within, a, port)
+				results <- result{c, err}
+			}(places[next])
+			next++
+			running++
+			late = time.After(addressDelay)
+		}
+		select {
+		case r := <-results:
+			running--
+			if r.err != nil {
+				failed = r.err
+				continue
+			}
+			go func() { // those that are too late
+				for range running {
+					if r := <-results; r.conn != nil {
+						_ = r.conn.Close()
+					}
+				}
+			}()
+			return r.conn, nil
+		case <-late:
+		}
+	}
+	return nil, failed
 }
 
 // Transport speaks to one host of a cluster as the cluster's protocol and TLS have it, from the main side. url is what begins every

@@ -151,3 +151,38 @@ func TestBuildRefusesUnknownKinds(t *testing.T) {
 	_, err := cluster.Build(&configv1.Cluster{HealthCheck: &configv1.HealthCheck{}}, 0, nil)
 	matches(t, err, "health_check")
 }
+
+// A logical host is asked where it is now, at the first address that answers.
+func TestLogicalHostIsAskedWhereItIs(t *testing.T) {
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := nobody.Addr().String()
+	_ = nobody.Close()
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer server.Close()
+	at := server.Listener.Addr().String()
+	named := func(addresses ...string) []*configv1.Endpoint {
+		return []*configv1.Endpoint{{Name: "shop.test:80", Address: addresses[0], AdditionalAddresses: addresses[1:]}}
+	}
+	c, err := cluster.Build(&configv1.Cluster{Name: "api", Endpoints: named(gone), HealthCheck: httpCheck(&configv1.HttpCheck{})}, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProber(c, c.Hosts.Hosts[0], nil)
+	defer p.close()
+	for _, step := range []struct {
+		addresses []string
+		well      bool
+	}{{[]string{gone}, false}, {[]string{gone, at}, true}} {
+		if _, err := c.BuildHosts(named(step.addresses...)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		if _, err := p.ask(ctx); (err == nil) != step.well {
+			t.Errorf("at %v: %v", step.addresses, err)
+		}
+		cancel()
+	}
+}

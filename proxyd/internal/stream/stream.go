@@ -57,14 +57,26 @@ type Info struct {
 	HostName    string // of the virtual host
 	// UpstreamFailure says more about a connection that failed.
 	UpstreamFailure string
-	// Link is what carried the request to Host, where Config.Links.
+	// Link is what carried the request to Host, where Config.Links, and where Host is a logical one.
 	Link Link
+}
+
+// Upstream is the address that Host was reached at, or would be; invalid for a Unix socket, and for a logical host that was not.
+func (i *Info) Upstream() netip.AddrPort {
+	switch {
+	case i.Host == nil:
+		return netip.AddrPort{}
+	case i.Host.Logical():
+		return i.Link.Remote
+	}
+	return i.Host.IP
 }
 
 // Link is a connection to an upstream as logs are told of it.
 type Link struct {
 	Connection uint64         // 0: there was none
 	Local      netip.AddrPort // this end
+	Remote     netip.AddrPort // the other; invalid for a Unix socket
 	Protocol   string         // "HTTP/1.1", "HTTP/2"; "" of a bare connection
 	Version    uint16         // of TLS; 0: plain
 	Cipher     uint16
@@ -75,7 +87,7 @@ type Linked interface{ Link() Link }
 
 // NoteLink remembers what carries a try, where somebody asks.
 func (s *Stream) NoteLink(encoder RequestEncoder) {
-	if s.Config.Links {
+	if s.Config.Links || s.Host.Logical() {
 		if l, ok := encoder.(Linked); ok {
 			s.Link = l.Link()
 		}

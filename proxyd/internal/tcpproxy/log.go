@@ -59,7 +59,7 @@ func (s *session) info() stream.Info {
 		StartWall: s.wall, Start: s.start, UpstreamReady: s.ready,
 		BytesReceived: s.read, BytesSent: s.written,
 		Attempts: uint32(s.attempts), Flags: s.flags, Details: s.details,
-		Host: s.tunnel.Host(), ClusterName: s.clusterName,
+		Host: s.tunnel.Host(), ClusterName: s.clusterName, Link: stream.Link{Remote: s.remote},
 	}
 }
 

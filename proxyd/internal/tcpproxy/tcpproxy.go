@@ -11,6 +11,7 @@ import (
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/listener"
+	"retinue.dev/proxyd/internal/poller"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/timer"
 	"retinue.dev/proxyd/internal/upstream"
@@ -90,6 +91,7 @@ type session struct {
 	id, read, written  uint64
 	start, wall, ready int64          // ns; ready is when the host was there
 	peer, local        netip.AddrPort // local: where there are logs
+	remote             netip.AddrPort // of the host
 	transport          conn.Transport // of the client, for the logs
 	flags              stream.Flags
 	clusterName        string
@@ -357,7 +359,9 @@ func (s *clientSide) OnClose(c *conn.Conn, reason conn.Reason) {
 }
 
 // OnConnected implements conn.Handler.
-func (s *serverSide) OnConnected(*conn.Conn) {
+func (s *serverSide) OnConnected(c *conn.Conn) {
+	s.tunnel.Connected(c)
+	s.remote = poller.IP(c.Address().Raw)
 	s.activity = s.filter.Worker.Now()
 	s.ready = s.activity
 	if s.config.IdleTimeout > 0 {

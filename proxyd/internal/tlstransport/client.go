@@ -5,7 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/netip"
+	"net"
 	"slices"
 	"sync/atomic"
 
@@ -32,14 +32,14 @@ func NewClient(settings *configv1.UpstreamTls, alpn []string, secrets *Secrets) 
 	return c, c.Update(secrets)
 }
 
-// Config is what a handshake that begins now uses, for a server at that address.
-func (c *Client) Config(host netip.AddrPort) *tls.Config {
+// Config is what a handshake that begins now uses; the server's certificate must be for name where the settings have none.
+func (c *Client) Config(name string) *tls.Config {
 	config := c.current.Load()
-	if config.ServerName != "" || !host.IsValid() || config.InsecureSkipVerify {
+	if config.ServerName != "" || name == "" || config.InsecureSkipVerify && net.ParseIP(name) != nil {
 		return config
 	}
-	config = config.Clone() // the certificate must be for the address
-	config.ServerName = host.Addr().Unmap().String()
+	config = config.Clone()
+	config.ServerName = name
 	return config
 }
 

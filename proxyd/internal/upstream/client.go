@@ -8,7 +8,6 @@ import (
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/http1"
-	"retinue.dev/proxyd/internal/poller"
 	"retinue.dev/proxyd/internal/proxyprotocol"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/timer"
@@ -62,11 +61,10 @@ func (h *host) connect(p cluster.Priority) {
 		h.dialHTTP2(p)
 		return
 	}
-	m := h.pool.manager
 	c := h.newClient(p)
 	h.connecting++
 	h.opened(p)
-	c.transport = conn.Dial(m.worker, h.address(), m.nextID(), c, h.options())
+	c.transport = h.dial(c, h.options())
 }
 
 func (h *host) newClient(p cluster.Priority) *client {
@@ -104,22 +102,11 @@ func (c *client) Reclaim() bool {
 	return true
 }
 
-func (h *host) address() *poller.Address {
-	if h.target == nil {
-		if h.host.Path != "" {
-			h.target = poller.NewUnix(h.host.Path)
-		} else {
-			h.target = poller.NewTCP(h.host.IP)
-		}
-	}
-	return h.target
-}
-
 func (h *host) options() *conn.Options {
 	config := h.pool.config
 	o := &conn.Options{HighWatermark: config.BufferLimit, ConnectTimeout: config.ConnectTimeout}
 	if config.TLS != nil {
-		o.Transport = h.pool.manager.tls.Client(config.TLS.Config(h.host.IP), h.pool.cells.SSL())
+		o.Transport = h.pool.manager.tls.Client(config.TLS.Config(h.host.ServerName()), h.pool.cells.SSL())
 	}
 	if config.Proxy > 0 { // pooled, it is nobody's in particular
 		o.Preface = proxyprotocol.Append(nil, config.Proxy, netip.AddrPort{}, netip.AddrPort{})
@@ -135,6 +122,7 @@ func (c *client) OnConnected(t *conn.Conn) {
 		return
 	}
 	c.host.connecting--
+	c.host.reached(t)
 	c.host.pool.cells[counters.ClusterUpstreamCxHTTP1Total]++
 	c.idleSince = c.transport.Worker().Now()
 	if idle := c.host.pool.config.IdleTimeout; idle > 0 {

@@ -6,7 +6,6 @@ import (
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/counters"
-	"retinue.dev/proxyd/internal/poller"
 	"retinue.dev/proxyd/internal/stream"
 )
 
@@ -25,8 +24,8 @@ type pool struct {
 type host struct {
 	pool        *pool
 	host        *cluster.Host
-	target      *poller.Address // made at the first connect
-	index       int             // in the pool's host set; -1 when it left
+	where       where
+	index       int // in the pool's host set; -1 when it left
 	idle        *client
 	sessions    *session                // HTTP/2 connections that take requests
 	speaksHTTP2 bool                    // as a connection negotiated

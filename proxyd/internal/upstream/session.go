@@ -46,11 +46,10 @@ func (h *host) multiplexes() bool {
 
 // dialHTTP2 opens a connection of HTTP/2.
 func (h *host) dialHTTP2(p cluster.Priority) {
-	m := h.pool.manager
 	c := h.newSession(p)
 	h.connecting++
 	h.opened(p)
-	c.transport = conn.Dial(m.worker, h.address(), m.nextID(), c, h.options())
+	c.transport = h.dial(c, h.options())
 }
 
 func (h *host) newSession(p cluster.Priority) *session {
@@ -81,6 +80,7 @@ func (c *session) OnConnected(t *conn.Conn) {
 		return
 	}
 	h.connecting--
+	h.reached(t)
 	c.connected = true
 	config := h.pool.config
 	h.pool.cells[counters.ClusterUpstreamCxHTTP2Total]++

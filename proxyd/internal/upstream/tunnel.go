@@ -34,8 +34,11 @@ func (p *pool) dialTunnel(client *conn.Conn, choice *cluster.Choice, h conn.Hand
 	if p.config.Proxy > 0 {
 		o.Preface = proxyprotocol.Append(o.Preface[:0], p.config.Proxy, client.Peer(), client.LocalAddress())
 	}
-	return conn.Dial(p.manager.worker, to.address(), p.manager.nextID(), h, o), Tunnel{to}, 0
+	return to.dial(h, o), Tunnel{to}, 0
 }
+
+// Connected notes that the host answered; call it from OnConnected.
+func (t Tunnel) Connected(c *conn.Conn) { t.host.reached(c) }
 
 // Closed counts the connection out; call it from OnClose.
 func (t Tunnel) Closed(c *conn.Conn, reason conn.Reason) {
