@@ -139,6 +139,10 @@ func matches(m *configv1.RouteMatch, r *Request) (ok bool, reason string) {
 		if !anchored(p.Regex, path) {
 			return false, fmt.Sprintf("the path %s is not all of %s", path, p.Regex)
 		}
+	case *configv1.RouteMatch_Template:
+		if t, err := ParseTemplate(p.Template); err != nil || !t.matches(path) {
+			return false, fmt.Sprintf("the path %s does not have the form %s", path, p.Template)
+		}
 	}
 	if list := m.GetMethods(); len(list) > 0 && !slices.Contains(list, r.Method) {
 		return false, fmt.Sprintf("the method is %s, not %s", r.Method, strings.Join(list, " or "))

@@ -4111,6 +4111,7 @@ type RouteMatch struct {
 	//	*RouteMatch_Exact
 	//	*RouteMatch_Prefix
 	//	*RouteMatch_Regex
+	//	*RouteMatch_Template
 	Path           isRouteMatch_Path `protobuf_oneof:"path"`
 	Methods        []string          `protobuf:"bytes,4,rep,name=methods,proto3" json:"methods,omitempty"`                                        // none: any
 	Headers        []*FieldMatch     `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"`                                        // all must hold; names in lower case; values of one name are joined by ","
@@ -4185,6 +4186,15 @@ func (x *RouteMatch) GetRegex() string {
 	if x != nil {
 		if x, ok := x.Path.(*RouteMatch_Regex); ok {
 			return x.Regex
+		}
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetTemplate() string {
+	if x != nil {
+		if x, ok := x.Path.(*RouteMatch_Template); ok {
+			return x.Template
 		}
 	}
 	return ""
@@ -4276,11 +4286,17 @@ type RouteMatch_Regex struct {
 	Regex string `protobuf:"bytes,3,opt,name=regex,proto3,oneof"` // RE2, anchored at both ends
 }
 
+type RouteMatch_Template struct {
+	Template string `protobuf:"bytes,80,opt,name=template,proto3,oneof"` // Envoy's uri_template: "/videos/{country}/*/{rest=**}"
+}
+
 func (*RouteMatch_Exact) isRouteMatch_Path() {}
 
 func (*RouteMatch_Prefix) isRouteMatch_Path() {}
 
 func (*RouteMatch_Regex) isRouteMatch_Path() {}
+
+func (*RouteMatch_Template) isRouteMatch_Path() {}
 
 // FieldMatch tests one value. A name that is not there matches neither a test nor its inversion, except `present`, unless
 // missing_as_empty makes it an empty value (Envoy's rules).
@@ -4549,6 +4565,7 @@ type RouteAction struct {
 	Subset              []*Metadata            `protobuf:"bytes,41,rep,name=subset,proto3" json:"subset,omitempty"`                                             // of the cluster's hosts; sorted by name
 	Upgrades            *RouteUpgrades         `protobuf:"bytes,42,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                                         // unset: whatever the connection manager allows
 	Priority            RoutingPriority        `protobuf:"varint,43,opt,name=priority,proto3,enum=retinue.config.v1.RoutingPriority" json:"priority,omitempty"` // which of a cluster's circuit breakers bounds the requests
+	TemplateRewrite     string                 `protobuf:"bytes,80,opt,name=template_rewrite,json=templateRewrite,proto3" json:"template_rewrite,omitempty"`    // "/{id}/{country}", of a match by template; excludes prefix_rewrite and regex_rewrite
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -4693,6 +4710,13 @@ func (x *RouteAction) GetPriority() RoutingPriority {
 		return x.Priority
 	}
 	return RoutingPriority_ROUTING_PRIORITY_DEFAULT
+}
+
+func (x *RouteAction) GetTemplateRewrite() string {
+	if x != nil {
+		return x.TemplateRewrite
+	}
+	return ""
 }
 
 // RouteUpgrades narrows what a connection manager's upgrade_types allow. Others are answered 403.
@@ -5339,17 +5363,18 @@ func (x *RetryPolicy) GetRetriableRequestHeaders() []*FieldMatch {
 }
 
 type Redirect struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Scheme        string                 `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"` // "" keeps
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
-	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"` // replaces the path
-	PrefixRewrite *string                `protobuf:"bytes,5,opt,name=prefix_rewrite,json=prefixRewrite,proto3,oneof" json:"prefix_rewrite,omitempty"`
-	Status        uint32                 `protobuf:"varint,6,opt,name=status,proto3" json:"status,omitempty"` // 301 302 303 307 308; default 301
-	StripQuery    bool                   `protobuf:"varint,7,opt,name=strip_query,json=stripQuery,proto3" json:"strip_query,omitempty"`
-	RegexRewrite  *RegexRewrite          `protobuf:"bytes,8,opt,name=regex_rewrite,json=regexRewrite,proto3" json:"regex_rewrite,omitempty"` // excludes path and prefix_rewrite
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Scheme          string                 `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"` // "" keeps
+	Host            string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Port            uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Path            string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"` // replaces the path
+	PrefixRewrite   *string                `protobuf:"bytes,5,opt,name=prefix_rewrite,json=prefixRewrite,proto3,oneof" json:"prefix_rewrite,omitempty"`
+	Status          uint32                 `protobuf:"varint,6,opt,name=status,proto3" json:"status,omitempty"` // 301 302 303 307 308; default 301
+	StripQuery      bool                   `protobuf:"varint,7,opt,name=strip_query,json=stripQuery,proto3" json:"strip_query,omitempty"`
+	RegexRewrite    *RegexRewrite          `protobuf:"bytes,8,opt,name=regex_rewrite,json=regexRewrite,proto3" json:"regex_rewrite,omitempty"`           // excludes path and prefix_rewrite
+	TemplateRewrite string                 `protobuf:"bytes,80,opt,name=template_rewrite,json=templateRewrite,proto3" json:"template_rewrite,omitempty"` // as RouteAction's; excludes path, prefix_rewrite and regex_rewrite
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Redirect) Reset() {
@@ -5436,6 +5461,13 @@ func (x *Redirect) GetRegexRewrite() *RegexRewrite {
 		return x.RegexRewrite
 	}
 	return nil
+}
+
+func (x *Redirect) GetTemplateRewrite() string {
+	if x != nil {
+		return x.TemplateRewrite
+	}
+	return ""
 }
 
 type Respond struct {
@@ -12300,12 +12332,13 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\afilters\x18\t \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\x129\n" +
 	"\atracing\x18\n" +
 	" \x01(\v2\x1f.retinue.config.v1.RouteTracingR\atracingB\b\n" +
-	"\x06action\"\x80\x04\n" +
+	"\x06action\"\x9e\x04\n" +
 	"\n" +
 	"RouteMatch\x12\x16\n" +
 	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x16\n" +
-	"\x05regex\x18\x03 \x01(\tH\x00R\x05regex\x12\x18\n" +
+	"\x05regex\x18\x03 \x01(\tH\x00R\x05regex\x12\x1c\n" +
+	"\btemplate\x18P \x01(\tH\x00R\btemplate\x12\x18\n" +
 	"\amethods\x18\x04 \x03(\tR\amethods\x127\n" +
 	"\aheaders\x18\x05 \x03(\v2\x1d.retinue.config.v1.FieldMatchR\aheaders\x123\n" +
 	"\x05query\x18\x06 \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x05query\x127\n" +
@@ -12339,7 +12372,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04test\"/\n" +
 	"\x05Range\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x03R\x03end\"\xc9\a\n" +
+	"\x03end\x18\x02 \x01(\x03R\x03end\"\xf4\a\n" +
 	"\vRouteAction\x12>\n" +
 	"\bclusters\x18\x01 \x03(\v2\".retinue.config.v1.WeightedClusterR\bclusters\x12\"\n" +
 	"\n" +
@@ -12358,7 +12391,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\rhash_policies\x18( \x03(\v2\x1d.retinue.config.v1.HashPolicyR\fhashPolicies\x123\n" +
 	"\x06subset\x18) \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\x12<\n" +
 	"\bupgrades\x18* \x01(\v2 .retinue.config.v1.RouteUpgradesR\bupgrades\x12>\n" +
-	"\bpriority\x18+ \x01(\x0e2\".retinue.config.v1.RoutingPriorityR\bpriorityB\r\n" +
+	"\bpriority\x18+ \x01(\x0e2\".retinue.config.v1.RoutingPriorityR\bpriority\x12)\n" +
+	"\x10template_rewrite\x18P \x01(\tR\x0ftemplateRewriteB\r\n" +
 	"\v_timeout_msB\x12\n" +
 	"\x10_idle_timeout_msB\x11\n" +
 	"\x0f_prefix_rewriteB\x19\n" +
@@ -12409,7 +12443,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tsame_host\x18\a \x01(\bR\bsameHost\x126\n" +
 	"\x18hedge_on_per_try_timeout\x18\b \x01(\bR\x14hedgeOnPerTryTimeout\x12J\n" +
 	"\x11retriable_headers\x18( \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x10retriableHeaders\x12Y\n" +
-	"\x19retriable_request_headers\x18) \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x17retriableRequestHeaders\"\x9c\x02\n" +
+	"\x19retriable_request_headers\x18) \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x17retriableRequestHeaders\"\xc7\x02\n" +
 	"\bRedirect\x12\x16\n" +
 	"\x06scheme\x18\x01 \x01(\tR\x06scheme\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -12419,7 +12453,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06status\x18\x06 \x01(\rR\x06status\x12\x1f\n" +
 	"\vstrip_query\x18\a \x01(\bR\n" +
 	"stripQuery\x12D\n" +
-	"\rregex_rewrite\x18\b \x01(\v2\x1f.retinue.config.v1.RegexRewriteR\fregexRewriteB\x11\n" +
+	"\rregex_rewrite\x18\b \x01(\v2\x1f.retinue.config.v1.RegexRewriteR\fregexRewrite\x12)\n" +
+	"\x10template_rewrite\x18P \x01(\tR\x0ftemplateRewriteB\x11\n" +
 	"\x0f_prefix_rewrite\"X\n" +
 	"\aRespond\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
@@ -13493,6 +13528,7 @@ func file_config_v1_config_proto_init() {
 		(*RouteMatch_Exact)(nil),
 		(*RouteMatch_Prefix)(nil),
 		(*RouteMatch_Regex)(nil),
+		(*RouteMatch_Template)(nil),
 	}
 	file_config_v1_config_proto_msgTypes[41].OneofWrappers = []any{
 		(*FieldMatch_Exact)(nil),
