@@ -10,7 +10,7 @@ import (
 	configv1 "retinue.dev/services/api/config/v1"
 )
 
-func (a *action) redirectTo(r *configv1.Redirect) error {
+func (a *action) redirectTo(r *configv1.Redirect, template string) error {
 	a.kind, a.status = redirect, int(r.GetStatus())
 	switch a.status {
 	case 0:
@@ -33,7 +33,7 @@ func (a *action) redirectTo(r *configv1.Redirect) error {
 	if r.GetPort() > 0 {
 		a.port = fmt.Sprint(r.GetPort())
 	}
-	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite()); err != nil {
+	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite(), template); err != nil {
 		return fmt.Errorf("redirect: %w", err)
 	}
 	for _, part := range []string{a.scheme, a.path} {

@@ -17,14 +17,19 @@ type rewrite struct {
 	prefixes bool // what the match names becomes with
 	with     []byte
 	regex    *substitution.Substitution
+	template *templateRewrite
 }
 
-func (w *rewrite) rewrites() bool { return w.prefixes || w.regex != nil }
+func (w *rewrite) rewrites() bool { return w.prefixes || w.regex != nil || w.template != nil }
 
-func (w *rewrite) compile(prefix *string, by *configv1.RegexRewrite) (err error) {
+// compile takes the one of the three that is there; match is the template of the route.
+func (w *rewrite) compile(prefix *string, by *configv1.RegexRewrite, template, match string) (err error) {
 	switch {
-	case prefix != nil && by != nil:
-		return fmt.Errorf("prefix_rewrite and regex_rewrite exclude each other")
+	case prefix != nil && by != nil, template != "" && (prefix != nil || by != nil):
+		return fmt.Errorf("prefix_rewrite, regex_rewrite and template_rewrite exclude each other")
+	case template != "":
+		w.template, err = compileTemplate(match, template)
+		return err
 	case prefix != nil:
 		w.prefixes, w.with = true, []byte(*prefix)
 		if !header.ValidTarget(w.with) {
@@ -46,17 +51,20 @@ func (w *rewrite) compile(prefix *string, by *configv1.RegexRewrite) (err error)
 func (w *rewrite) apply(dst, path []byte, m *substitution.Machine) []byte {
 	start := len(dst)
 	rest := path
-	if w.regex != nil {
-		end := len(path)
-		if q := bytes.IndexByte(path, '?'); q >= 0 {
-			end = q
-		}
+	end := len(path)
+	if q := bytes.IndexByte(path, '?'); q >= 0 {
+		end = q
+	}
+	switch {
+	case w.template != nil:
+		dst, rest = w.template.apply(dst, path[:end]), path[end:]
+	case w.regex != nil:
 		dst = m.Append(append(dst, '/'), path[:end], w.regex)
 		if len(dst) > start+1 && dst[start+1] == '/' { // it has one of its own
 			dst = append(dst[:start], dst[start+1:]...)
 		}
 		rest = path[end:]
-	} else {
+	default:
 		dst, rest = append(dst, w.with...), path[min(w.matched, len(path)):]
 	}
 	if len(dst) == start && (len(rest) == 0 || rest[0] != '/') {

@@ -14,7 +14,7 @@ func TestRewrite(t *testing.T) {
 		return rewrite{matched: matched, prefixes: true, with: []byte(with)}
 	}
 	regex := func(pattern, substitution string) (w rewrite) {
-		if err := w.compile(nil, &configv1.RegexRewrite{Pattern: pattern, Substitution: substitution}); err != nil {
+		if err := w.compile(nil, &configv1.RegexRewrite{Pattern: pattern, Substitution: substitution}, "", ""); err != nil {
 			t.Fatal(err)
 		}
 		return w
@@ -42,7 +42,7 @@ func TestRewrite(t *testing.T) {
 	}
 	for _, bad := range []string{`\2`, `\x`, `\`, "a b", `\\`} {
 		var w rewrite
-		if err := w.compile(nil, &configv1.RegexRewrite{Pattern: "(a)", Substitution: bad}); err == nil {
+		if err := w.compile(nil, &configv1.RegexRewrite{Pattern: "(a)", Substitution: bad}, "", ""); err == nil {
 			t.Errorf("substitution %q was taken", bad)
 		}
 	}

@@ -158,22 +158,25 @@ func place(s *configv1.Source) string {
 
 func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHost, r *configv1.Route) error {
 	a.name, a.hostName, a.sampling = r.GetName(), host.GetName(), tracing.Override(h.GetTracing(), r.GetTracing())
+	named := true
 	switch m := r.GetMatch().GetPath().(type) {
 	case *configv1.RouteMatch_Exact:
 		a.matched, a.exact = len(m.Exact), true
 	case *configv1.RouteMatch_Prefix:
 		a.matched = len(m.Prefix)
+	default:
+		named = false
 	}
-	_, regex := r.GetMatch().GetPath().(*configv1.RouteMatch_Regex)
+	template := r.GetMatch().GetTemplate()
 	var err error
 	if a.filters, err = c.filters(r.GetFilters()); err != nil {
 		return err
 	}
 	switch {
 	case r.GetRoute() != nil:
-		err = c.forward(a, r.GetRoute())
+		err = c.forward(a, r.GetRoute(), template)
 	case r.GetRedirect() != nil:
-		err = a.redirectTo(r.GetRedirect())
+		err = a.redirectTo(r.GetRedirect(), template)
 	case r.GetRespond() != nil:
 		d := r.GetRespond()
 		a.kind, a.status, a.body, a.contentType = respond, int(d.GetStatus()), d.GetBody(), d.GetContentType()
@@ -186,8 +189,8 @@ func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHos
 	default:
 		err = fmt.Errorf("there is no action: give it a cluster, a split, a redirect or a respond")
 	}
-	if err == nil && regex && a.prefixes {
-		err = fmt.Errorf("prefix_rewrite needs a prefix or an exact path, not a regular expression")
+	if err == nil && a.prefixes && !named {
+		err = fmt.Errorf("prefix_rewrite needs a prefix or an exact path, not a template or a regular expression")
 	}
 	if err != nil {
 		return err
@@ -205,7 +208,7 @@ func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHos
 	return nil
 }
 
-func (c *Compiler) forward(a *action, r *configv1.RouteAction) error {
+func (c *Compiler) forward(a *action, r *configv1.RouteAction, template string) error {
 	a.timeout, a.idle, a.maxDuration = defaultRouteTimeout, -1, -1
 	if u := r.GetUpgrades(); u != nil {
 		allowed := NewUpgrades(u.GetTypes())
@@ -249,7 +252,7 @@ func (c *Compiler) forward(a *action, r *configv1.RouteAction) error {
 	if a.retry, err = compileRetry(r.GetRetry()); err != nil {
 		return err
 	}
-	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite()); err != nil {
+	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite(), template); err != nil {
 		return err
 	}
 	if a.prefixes && len(a.with) > 0 && a.with[0] != '/' {

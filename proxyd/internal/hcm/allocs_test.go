@@ -201,7 +201,26 @@ func TestRegexRewriteAllocatesNothing(t *testing.T) {
 	}
 }
 
-// Nor does a redirect by one, whose answer comes from here.
+// Nor does a match by a template and a rewrite of its variables.
+func TestTemplateRewriteAllocatesNothing(t *testing.T) {
+	h := defaults()
+	r := h.VirtualHosts[0].Routes[0]
+	r.Match.Path = &configv1.RouteMatch_Template{Template: "/{what}"}
+	r.GetRoute().TemplateRewrite = "/size/{what}"
+	s := newSim(t, h)
+	s.filter.Config.Logs = nil
+	client := s.warm()
+	if n := testing.AllocsPerRun(1000, func() { s.exchange(client) }); n > 0 {
+		t.Errorf("%v allocations a request", n)
+	}
+	client.Send(plainRequest)
+	s.turn()
+	if got := s.backlog.Last().ReceiveAll(); !bytes.HasPrefix(got, []byte("GET /size/1k HTTP/1.1\r\n")) {
+		t.Errorf("the upstream got %q", got)
+	}
+}
+
+// Nor does a redirect by an expression, whose answer comes from here.
 func TestRegexRedirectAllocatesNothing(t *testing.T) {
 	h := defaults()
 	h.VirtualHosts[0].Routes[0].Action = &configv1.Route_Redirect{Redirect: &configv1.Redirect{

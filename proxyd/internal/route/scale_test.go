@@ -61,6 +61,19 @@ func shapes() []shape {
 			func(int) string { return "/api/x" },
 		},
 		{
+			"templates", func(n int) []*configv1.VirtualHost {
+				var routes []*configv1.Route
+				for k := range n {
+					routes = append(routes, template(fmt.Sprintf([]string{"/{version}/things-%05d/{id}", "/{tenant}/*/service-%05d/**"}[k%2], k)))
+				}
+				return []*configv1.VirtualHost{vhost("v", []string{"*"}, routes...)}
+			},
+			func(int) string { return "a" },
+			func(k int) string {
+				return fmt.Sprintf([]string{"/v2/things-%05d/12", "/acme/x/service-%05d/a/b"}[k%2], k)
+			},
+		},
+		{
 			"expressions", func(n int) []*configv1.VirtualHost {
 				var routes []*configv1.Route
 				for k := range n {

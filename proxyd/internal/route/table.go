@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"retinue.dev/libs/routing"
 	"retinue.dev/proxyd/internal/header"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -26,6 +27,9 @@ type Table struct {
 	hosts   []virtualHost
 	lengths []prefixLength // of all virtual hosts
 	edges   []edge         // that lengths name
+	forms   []form         // of templates
+
+	hostForms []hostForm // of all virtual hosts
 
 	exact    index        // of domains; items are positions in hosts
 	suffix   index        // "*.x" under ".x"
@@ -42,6 +46,9 @@ type Table struct {
 type virtualHost struct {
 	exact, prefix index
 	first, end    uint32 // of lengths: its own, ascending
+
+	templates       index
+	forms, formsEnd uint32 // of hostForms: its own, in the order of their first routes
 }
 
 // edge is a set of bytes, a bit each: those that keys of one length have where the rest of a text begins. Mostly it is one, "/" or
@@ -91,7 +98,7 @@ func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
 	}
 	t.entries = make([]Entry, 0, total)
 	var exact, suffix, prefix builder
-	edges := map[edge]int32{}
+	edges, forms := map[edge]int32{}, map[form]int32{}
 	for i, vh := range hosts {
 		if len(vh.GetDomains()) == 0 {
 			return nil, fmt.Errorf("%svirtual host %q has no domains: name at least one, or \"*\"", at(vh.GetSource()), vh.GetName())
@@ -119,7 +126,7 @@ func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
 					at(vh.GetSource()), vh.GetName(), domain)
 			}
 		}
-		compiled, err := t.compileHost(i, vh, edges)
+		compiled, err := t.compileHost(i, vh, edges, forms)
 		if err != nil {
 			return nil, err
 		}
@@ -147,9 +154,10 @@ func validDomain(domain string) bool {
 	return domain == "*" || (port == nil && header.ValidAuthority(host))
 }
 
-func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[edge]int32) (virtualHost, error) {
+func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[edge]int32, forms map[form]int32) (virtualHost, error) {
 	var h virtualHost
 	var exact, prefix builder
+	var templates templates
 	for i, route := range vh.GetRoutes() {
 		ordinal := int32(len(t.entries))
 		e := Entry{Ordinal: int(ordinal), VirtualHost: position, Index: i, Host: vh, Route: route}
@@ -186,6 +194,12 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[ed
 			}
 			literal, _ := regexp.MustCompile(path.Regex).LiteralPrefix()
 			prefix.add(literal, ordinal, false)
+		case *configv1.RouteMatch_Template:
+			template, err := routing.ParseTemplate(path.Template)
+			if err != nil {
+				return fail(fmt.Errorf("template %q: %w", path.Template, err))
+			}
+			templates.add(t, forms, template, ordinal, e.plain())
 		default:
 			return fail(errNoPath)
 		}
@@ -212,10 +226,13 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[ed
 		t.lengths = append(t.lengths, p)
 	}
 	h.end = uint32(len(t.lengths))
+	h.templates, h.forms = t.index(&templates.builder), uint32(len(t.hostForms))
+	t.hostForms = append(t.hostForms, templates.forms()...)
+	h.formsEnd = uint32(len(t.hostForms))
 	return h, nil
 }
 
-var errNoPath = errors.New("it has no path: give it an exact path, a prefix or a regex")
+var errNoPath = errors.New("it has no path: give it an exact path, a prefix, a template or a regex")
 
 // at is "file:line: " of a source, "" when it is not known.
 func at(s *configv1.Source) string {
@@ -259,6 +276,9 @@ func (t *Table) Match(r *Request) *Entry {
 			continue
 		}
 		best = t.first(t.find(h.prefix, path[:p.length]), best, r, path)
+	}
+	if h.templates.size > 0 {
+		best = t.template(h, best, r, path)
 	}
 	if best == math.MaxInt32 {
 		return nil

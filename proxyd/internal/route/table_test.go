@@ -24,6 +24,10 @@ func regex(p string, methods ...string) *configv1.Route {
 	return &configv1.Route{Name: "~" + p, Match: &configv1.RouteMatch{Path: &configv1.RouteMatch_Regex{Regex: p}, Methods: methods}}
 }
 
+func template(p string, methods ...string) *configv1.Route {
+	return &configv1.Route{Name: p, Match: &configv1.RouteMatch{Path: &configv1.RouteMatch_Template{Template: p}, Methods: methods}}
+}
+
 func vhost(name string, domains []string, routes ...*configv1.Route) *configv1.VirtualHost {
 	return &configv1.VirtualHost{Name: name, Domains: domains, Routes: routes}
 }
@@ -56,6 +60,8 @@ func TestMatch(t *testing.T) {
 		vhost("wide", []string{"*.example.com"}, prefix("/a"), prefix("/ab", "POST")),
 		vhost("v6", []string{"[::1]"}, prefix("/")),
 		vhost("internal", []string{"internal.*"}, exact("/only")),
+		vhost("forms", []string{"forms"}, template("/v/{a}/x"), exact("/v/1/x"), template("/v/*/{b}", "PUT"), template("/v/**.mpd"), template("/v/{c}/y"),
+			template("/{d}.mpd"), prefix("/v/2/"), template("/{e=w/**}"), template("/v/**/x")),
 		vhost("rest", []string{"*"}, exact("/x"), prefix("/x", "GET")),
 	}
 	table, err := Compile(hosts)
@@ -81,6 +87,25 @@ func TestMatch(t *testing.T) {
 		{"example.com", "/x", "POST", "rest/0"},
 		{"[::1]:80", "/", "GET", "v6/0"},
 		{"[::2]:80", "/x", "GET", "rest/0"},
+		{"forms", "/v/1/x", "GET", "forms/0"},
+		{"forms", "/v/1/x?/", "PUT", "forms/0"},
+		{"forms", "/v/a%2Fb/x", "GET", "forms/0"},
+		{"forms", "/v//x", "GET", "forms/8"},
+		{"forms", "/v/1/x/", "GET", ""},
+		{"forms", "/v/1/y", "PUT", "forms/2"},
+		{"forms", "/v/1/y", "GET", "forms/4"},
+		{"forms", "/v/2/y", "GET", "forms/4"},
+		{"forms", "/v/2/z", "GET", "forms/6"},
+		{"forms", "/v/1/2/3/.mpd", "GET", "forms/3"},
+		{"forms", "/v/1/...mpd", "PUT", "forms/2"},
+		{"forms", "/v/1/...mpd", "GET", ""},
+		{"forms", "/x.mpd", "GET", "forms/5"},
+		{"forms", "/.mpd", "GET", ""},
+		{"forms", "/..mpd", "GET", ""},
+		{"forms", "/w/", "GET", "forms/7"},
+		{"forms", "/w", "GET", ""},
+		{"forms", "/v/1/2/x", "GET", "forms/8"},
+		{"forms", "*", "GET", ""},
 		{"internal.corp", "/only", "GET", "internal/0"},
 		{"internal.", "/xy", "GET", "rest/1"},
 		{"", "/xy", "GET", "rest/1"},
@@ -114,6 +139,7 @@ func TestCompileErrors(t *testing.T) {
 		{vhost("v", []string{"a", "A."}), `belongs to another virtual host`},
 		{vhost("v", []string{"*", "*"}), `belongs to another virtual host`},
 		{vhost("v", []string{"*"}, regex("a)|(b")), `regex: `},
+		{vhost("v", []string{"*"}, template("/a/{b")), `template "/a/{b": "{" has no "}"`},
 		{vhost("v", []string{"*"}, exact("/", "GE T")), `"GE T" is not a method`},
 		{vhost("v", []string{"*"}, &configv1.Route{Name: "r"}), `has no path`},
 	} {
@@ -173,6 +199,31 @@ func randomConditions(r *rand.Rand, m *configv1.RouteMatch) {
 	}
 }
 
+// randomTemplate is one of few segments, as random paths have them.
+func randomTemplate(r *rand.Rand) string {
+	segment := func() string { return []string{"*", "*", "{v%d}", "a", "b", "ab", "{v%d=a/*}"}[r.IntN(7)] }
+	for {
+		p := ""
+		for i := range 1 + r.IntN(3) {
+			p += "/" + strings.ReplaceAll(segment(), "%d", fmt.Sprint(i))
+		}
+		switch r.IntN(6) {
+		case 0:
+			p += "/**"
+		case 1:
+			p += "/{rest=**/b}"
+		case 2:
+			p += "/"
+		}
+		if strings.HasSuffix(p, "*") || strings.HasSuffix(p, "}") {
+			p += []string{"", "", "b", "a", "/a", "."}[r.IntN(6)]
+		}
+		if _, err := routing.ParseTemplate(p); err == nil {
+			return p
+		}
+	}
+}
+
 // randomHosts makes virtual hosts out of few letters, so that names, prefixes and conditions meet often.
 func randomHosts(r *rand.Rand) []*configv1.VirtualHost {
 	word := func(max int) string {
@@ -214,11 +265,13 @@ func randomHosts(r *rand.Rand) []*configv1.VirtualHost {
 		for range r.IntN(12) {
 			p := "/" + word(4)
 			var route *configv1.Route
-			switch r.IntN(4) {
+			switch r.IntN(6) {
 			case 0:
 				route = exact(p, methods()...)
 			case 1, 2:
 				route = prefix(p, methods()...)
+			case 4, 5:
+				route = template(randomTemplate(r), methods()...)
 			case 3:
 				route = regex([]string{"/a+", "/[ab]*/b", "/.*", "/a|/b", "/ab", "(?i)/A.*", "(/a)?/b?", "^/b.*$", ".*"}[r.IntN(9)], methods()...)
 			}
@@ -242,8 +295,8 @@ func randomRequest(r *rand.Rand) *routing.Request {
 		host = "ab.a.b"[r.IntN(4):]
 	}
 	path := "/"
-	for range r.IntN(6) {
-		path += string("ab/?"[r.IntN(4)])
+	for range r.IntN(8) {
+		path += string("aabb//?."[r.IntN(8)])
 	}
 	if r.IntN(3) == 0 {
 		path += "?" + []string{"x-a=a&x-b=12&x-a=b", "&&x-b&x-a", "accept=ab", "=a&x-a=="}[r.IntN(4)]
@@ -341,6 +394,37 @@ func TestMatchDoesNotAllocate(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestTemplatesDoNotAllocate(t *testing.T) {
+	table, err := Compile([]*configv1.VirtualHost{vhost("v", []string{"*"}, template("/a/{b}/c", "PUT"), template("/x/**.y"), template("/{a}/{b}/{c=**}"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := &Request{Path: []byte("/a/b/c?d"), Method: []byte("GET"), ID: header.MethodGet, Fields: &header.Block{}}
+	if n := testing.AllocsPerRun(100, func() {
+		if e := table.Match(ask); e == nil || e.Index != 2 {
+			t.Fatal("no match")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestLongKeys asks with paths that fill the room of a key.
+func TestLongKeys(t *testing.T) {
+	long := strings.Repeat("a", routing.MaxTemplate-4)
+	hosts := []*configv1.VirtualHost{vhost("v", []string{"*"}, template("/"+long+"/*b"), template("/**"+long), template("/"+long+"/**"), template("/*/a/*"))}
+	table, err := Compile(hosts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := len(long) - 3; n < len(long)+20; n++ {
+		text := strings.Repeat("a", n)
+		for _, path := range []string{"/" + text, "/" + text + "/", "/" + text + "/b", "/" + text + "/ab", "/x/" + text + "/" + text, "/" + text + "/a/" + text, "/" + text + "/a/" + text + text + text} {
+			compare(t, table, hosts, &routing.Request{Authority: "x", Path: path, Method: "GET"})
+		}
 	}
 }
 
