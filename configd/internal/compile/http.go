@@ -273,8 +273,8 @@ func (c *compiler) newPrefix(b *schema.Node, match *configv1.RouteMatch) *string
 		return nil
 	}
 	switch match.GetPath().(type) {
-	case *configv1.RouteMatch_Regex:
-		c.diags.Report(diag.InvalidTarget, v.Range, "No prefix to replace", "The pattern is a regular expression; prefix replaces that of \"/prefix/*\" or the path of an exact pattern.")
+	case *configv1.RouteMatch_Regex, *configv1.RouteMatch_Template:
+		c.diags.Report(diag.InvalidTarget, v.Range, "No prefix to replace", "The pattern has no prefix that is the same for all requests; prefix replaces that of \"/prefix/*\" or the path of an exact pattern.")
 		return nil
 	case *configv1.RouteMatch_Prefix:
 		if !strings.HasSuffix(s, "/") {
@@ -370,7 +370,7 @@ func (c *compiler) redirect(n *schema.Node, match *configv1.RouteMatch) *configv
 		}
 		r.PrefixRewrite = c.newPrefix(n, match)
 	}
-	r.RegexRewrite = c.regexRewrite(n)
+	r.RegexRewrite, r.TemplateRewrite = c.regexRewrite(n), c.templateRewrite(n, match)
 	if r.RegexRewrite != nil && n.Has("path") {
 		c.diags.Report(diag.Exclusive, n.Range("regex"), "Attributes exclude each other", "path replaces the whole path, regex a part of it: write one.")
 	}
@@ -379,8 +379,8 @@ func (c *compiler) redirect(n *schema.Node, match *configv1.RouteMatch) *configv
 	default:
 		c.diags.Report(diag.InvalidStatus, n.Range("status"), "Invalid status", "A redirect has the status 301, 302, 303, 307 or 308.")
 	}
-	if !n.Has("scheme") && !n.Has("host") && !n.Has("port") && !n.Has("path") && !n.Has("prefix") && !n.Has("regex") && !n.Has("substitution") && !r.StripQuery {
-		c.diags.Report(diag.InvalidTarget, n.DefRange, "Redirect to itself", "The redirect changes nothing, so clients would go round in circles: write scheme, host, port, path or prefix.")
+	if !n.Has("scheme") && !n.Has("host") && !n.Has("port") && !n.Has("path") && !n.Has("prefix") && !n.Has("regex") && !n.Has("substitution") && !n.Has("template") && !r.StripQuery {
+		c.diags.Report(diag.InvalidTarget, n.DefRange, "Redirect to itself", "The redirect changes nothing, so clients would go round in circles: write scheme, host, port, path, prefix, regex or template.")
 	}
 	return r
 }

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"google.golang.org/protobuf/proto"
 
+	"retinue.dev/libs/routing"
 	configv1 "retinue.dev/services/api/config/v1"
 
 	"retinue.dev/configd/internal/diag"
@@ -33,7 +35,7 @@ func (c *compiler) pattern(n *schema.Node) *configv1.RouteMatch {
 	if !strings.HasPrefix(text, "/") && !strings.HasPrefix(text, "~") {
 		methods, rest, ok := strings.Cut(text, " ")
 		if !ok {
-			return bad(diag.InvalidPattern, 0, len(text), "A pattern is \"/exact\", \"/prefix/*\" or \"~regex\", with methods before it if need be: \"GET,HEAD /status\".")
+			return bad(diag.InvalidPattern, 0, len(text), "A pattern is \"/exact\", \"/prefix/*\", \"/with/{variables}/*/in/it\" or \"~regex\", with methods before it if need be: \"GET,HEAD /status\".")
 		}
 		offset := 0
 		for method := range strings.SplitSeq(methods, ",") {
@@ -56,20 +58,46 @@ func (c *compiler) pattern(n *schema.Node) *configv1.RouteMatch {
 	if re, ok := strings.CutPrefix(path, "~"); ok {
 		return c.regex(n, m, re, start+1)
 	}
-	if reason, at := invalidPath(path); reason != "" {
+	literal, prefix := strings.CutSuffix(path, "/*")
+	if prefix = prefix && !strings.ContainsAny(literal, "*{"); prefix {
+		literal += "/"
+	}
+	if !prefix && strings.ContainsAny(path, "*{") {
+		return c.template(m, path, func(offset, length int, reason string) {
+			bad(diag.InvalidPattern, start+offset, length, "%s", reason)
+		})
+	}
+	if reason, at := invalidPath(literal); reason != "" {
 		return bad(diag.InvalidPattern, start+at, runeAt(path, at), "%s", reason)
 	}
-	if strings.HasPrefix(path, "/") && strings.HasSuffix(path, "/*") && strings.Count(path, "*") == 1 {
-		m.Path = &configv1.RouteMatch_Prefix{Prefix: path[:len(path)-1]}
-		return m
-	}
-	if i := strings.IndexByte(path, '*'); i >= 0 {
-		return bad(diag.InvalidPattern, start+i, 1, "* stands for the rest of the path, after the last \"/\" only: \"%s*\". For other shapes there are regular expressions, \"~…\".", path[:strings.LastIndexByte(path[:i+1], '/')+1])
-	}
-	if i := strings.IndexByte(path, '?'); i >= 0 {
+	if i := strings.IndexByte(literal, '?'); i >= 0 {
 		return bad(diag.InvalidPattern, start+i, 1, "A pattern is about the path; the query is not part of it.")
 	}
-	m.Path = &configv1.RouteMatch_Exact{Exact: path}
+	if normal, _, ok := routing.NormalizePath(nil, []byte(literal), false, routing.KeepSlashes); !ok || string(normal) != literal {
+		return bad(diag.InvalidPattern, start, len(path), "Paths are brought into their normal form before they are matched, so this one is never seen: it is %q by then.", normal)
+	}
+	if prefix {
+		m.Path = &configv1.RouteMatch_Prefix{Prefix: literal}
+	} else {
+		m.Path = &configv1.RouteMatch_Exact{Exact: literal}
+	}
+	return m
+}
+
+// template reads a path with wildcards other than the rest at its end.
+func (c *compiler) template(m *configv1.RouteMatch, path string, bad func(offset, length int, reason string)) *configv1.RouteMatch {
+	_, err := routing.ParseTemplate(path)
+	var at *routing.TemplateError
+	switch {
+	case errors.As(err, &at):
+		bad(at.Offset, at.Length, at.Reason)
+		return nil
+	case strings.HasSuffix(path, "/*"):
+		// Envoy's templates mean a segment, our prefixes mean the rest.
+		bad(len(path)-1, 1, "At the end \"*\" could be a segment or the rest of the path: write \"{name}\" for a segment, \"**\" for the rest.")
+		return nil
+	}
+	m.Path = &configv1.RouteMatch_Template{Template: path}
 	return m
 }
 
@@ -197,19 +225,31 @@ func (s *shadows) add(m *configv1.RouteMatch, label string, at hcl.Range) *seen 
 		s.prefix[p.Prefix] = append(s.prefix[p.Prefix], mine)
 		return found
 	case *configv1.RouteMatch_Regex:
-		found := s.covers(s.prefix["/"], m.Methods)
-		for i := range s.regex {
-			if found == nil && (s.regex[i].source == p.Regex || matchesAll(s.regex[i].source)) {
-				found = s.covers(s.regex[i:i+1], m.Methods)
-			}
+		return s.expression(s.covers(s.prefix["/"], m.Methods), p.Regex, mine)
+	case *configv1.RouteMatch_Template:
+		t, err := routing.ParseTemplate(p.Template)
+		if err != nil {
+			return nil
 		}
-		if len(s.regex) < maxRegexes {
-			mine.source, mine.re = p.Regex, regexp.MustCompile(`^(?:`+p.Regex+`)$`)
-			s.regex = append(s.regex, mine)
-		}
-		return found
+		t.Variables = nil // the same with other names is the same
+		literal := p.Template[:strings.IndexAny(p.Template, "*{")]
+		return s.expression(s.above(literal, m.Methods), t.Expression(), mine)
 	}
 	return nil
+}
+
+// expression adds one that found covers already, if it is not nil.
+func (s *shadows) expression(found *seen, re string, mine seen) *seen {
+	for i := range s.regex {
+		if found == nil && (s.regex[i].source == re || matchesAll(s.regex[i].source)) {
+			found = s.covers(s.regex[i:i+1], mine.methods)
+		}
+	}
+	if len(s.regex) < maxRegexes {
+		mine.source, mine.re = re, regexp.MustCompile(`^(?:`+re+`)$`)
+		s.regex = append(s.regex, mine)
+	}
+	return found
 }
 
 // above looks for an earlier prefix that path is in.
@@ -224,4 +264,6 @@ func (s *shadows) above(path string, methods []string) *seen {
 	return nil
 }
 
-func matchesAll(re string) bool { return re == ".*" || re == "/.*" || re == "^.*$" || re == "^/.*$" }
+func matchesAll(re string) bool {
+	return re == ".*" || re == "/.*" || re == "^.*$" || re == "^/.*$" || re == "/(?s:.*)"
+}

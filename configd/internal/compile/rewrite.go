@@ -1,9 +1,11 @@
 package compile
 
 import (
+	"errors"
 	"regexp"
 	"strings"
 
+	"retinue.dev/libs/routing"
 	configv1 "retinue.dev/services/api/config/v1"
 
 	"retinue.dev/configd/internal/diag"
@@ -16,6 +18,7 @@ func (c *compiler) rewrite(n *schema.Node, a *configv1.RouteAction, match *confi
 		a.PrefixRewrite = c.newPrefix(n, match)
 	}
 	a.RegexRewrite = c.regexRewrite(n)
+	a.TemplateRewrite = c.templateRewrite(n, match)
 	if n.Has("host") {
 		a.HostRewrite = c.host(n.Get("host"))
 	}
@@ -72,6 +75,39 @@ func (c *compiler) regexRewrite(n *schema.Node) *configv1.RegexRewrite {
 		}
 	}
 	return &configv1.RegexRewrite{Pattern: n.Str("regex"), Substitution: s}
+}
+
+// templateRewrite compiles template of rewrite and redirect; "" when there is none.
+func (c *compiler) templateRewrite(n *schema.Node, match *configv1.RouteMatch) string {
+	if !n.Has("template") {
+		return ""
+	}
+	others := []string{"prefix", "regex"}
+	if n.Block.Name == "redirect" {
+		others = append(others, "path")
+	}
+	for _, other := range others {
+		if n.Has(other) {
+			c.diags.Report(diag.Exclusive, n.Range("template"), "Attributes exclude each other", "template and %s both say what the path becomes: write one.", other)
+			return ""
+		}
+	}
+	v := n.Get("template")
+	s := n.Str("template")
+	if match == nil {
+		return ""
+	}
+	t, err := routing.ParseTemplate(match.GetTemplate())
+	if err != nil {
+		c.diags.Report(diag.InvalidTarget, v.Range, "No variables", "template is made of the variables of the route's pattern, \"/videos/{country}/{id}\"; this pattern has none.")
+		return ""
+	}
+	var at *routing.TemplateError
+	if _, err := t.Rewrite(s); errors.As(err, &at) {
+		c.diags.Report(diag.InvalidTarget, c.inside(v.Range, s, at.Offset, at.Length), "Invalid template", "%s", at.Reason)
+		return ""
+	}
+	return s
 }
 
 func (c *compiler) queryRewrite(n *schema.Node) *configv1.QueryRewrite {

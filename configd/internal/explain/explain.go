@@ -322,6 +322,7 @@ func redirection(r *configv1.Redirect) string {
 	if x := r.GetRegexRewrite(); x != nil {
 		add("regex", x.GetPattern()+" → "+x.GetSubstitution())
 	}
+	add("template", r.GetTemplateRewrite())
 	if r.GetStripQuery() {
 		parts = append(parts, "without the query")
 	}

@@ -20,6 +20,9 @@ func (y *story) forward(h *configv1.Http, r *configv1.Route, a *configv1.RouteAc
 	if x := a.GetRegexRewrite(); x != nil {
 		parts = append(parts, "regex "+x.GetPattern()+" → "+x.GetSubstitution())
 	}
+	if t := a.GetTemplateRewrite(); t != "" {
+		parts = append(parts, "template "+t)
+	}
 	if a.GetHostRewrite() != "" {
 		parts = append(parts, "host "+a.GetHostRewrite())
 	}

@@ -19,8 +19,11 @@ func virtualHostBlock() *Block {
 func routeBlock() *Block {
 	return &Block{
 		Name: "route", Label: "pattern", AnyLabel: true,
-		LabelDoc: "\"[METHOD[,METHOD] ]PATH\" with a PATH of \"/exact\", \"/prefix/*\" or \"~regex\".",
+		LabelDoc: "\"[METHOD[,METHOD] ]PATH\" with a PATH of \"/exact\", \"/prefix/*\", \"/with/{variables}\" or \"~regex\".",
 		Doc: "What happens to requests that match; the first route in source order wins. \"/api/*\" matches \"/api/\" and everything below it, not \"/api\" (as in nginx and Caddy); \"/*\" matches everything. " +
+			"A path with other wildcards is a template (Envoy's uri_template): \"*\" or \"{name}\" is a segment that is not empty, \"**\" or \"{name=**}\" the rest, slashes included, " +
+			"behind which literal text may stand; \"{name=a/*}\" names several segments; behind the last wildcard a literal end may stand: \"/videos/{country}/*/{file}.m4s\", \"/**.mpd\". " +
+			"It has at most 256 bytes and five names of at most 16. " +
 			"\"~/users/[0-9]+\" is an RE2 expression for the whole path. GET does not include HEAD. Exactly one of `cluster`, `split`, `redirect` and `respond` is written.",
 		Example: `route "GET,HEAD /api/*" {
   cluster = cluster.api
@@ -54,7 +57,7 @@ func routeBlock() *Block {
 					{Name: "port", Kind: Int, Min: 1, Max: 65535, DefaultDoc: "that of the scheme", Doc: "new port."},
 					{Name: "path", Kind: String, Doc: "new path, and query when it holds a \"?\"."},
 					{Name: "prefix", Kind: String, Doc: "replaces the matched prefix."},
-					regexAttr(), substitutionAttr(),
+					regexAttr(), substitutionAttr(), templateAttr(),
 					{Name: "status", Kind: Int, Default: 301, Doc: "301, 302, 303, 307 or 308."},
 					{Name: "strip_query", Kind: Bool, Default: false, Doc: "leave the query out."},
 				},
@@ -156,6 +159,10 @@ func substitutionAttr() Attr {
 	return Attr{Name: "substitution", Kind: String, MaxLen: 1024, Doc: "what `regex` is replaced by; \\1 to \\9 are its groups, \\0 the match (in quotes \"\\\\1\")."}
 }
 
+func templateAttr() Attr {
+	return Attr{Name: "template", Kind: String, MaxLen: 256, Doc: "what the path becomes, of the variables in the route's pattern: \"/{id}/{country}\"."}
+}
+
 func rewriteBlock() *Block {
 	return &Block{
 		Name: "rewrite",
@@ -169,7 +176,7 @@ func rewriteBlock() *Block {
 }`,
 		Attrs: []Attr{
 			{Name: "prefix", Kind: String, Doc: "replaces the matched prefix, or the whole path of an exact route."},
-			regexAttr(), substitutionAttr(),
+			regexAttr(), substitutionAttr(), templateAttr(),
 			{Name: "host", Kind: String, MaxLen: 255, Doc: "replaces Host."},
 			{Name: "host_header", Kind: String, MaxLen: 256, Doc: "the request header whose value replaces Host, when it is there and is a host."},
 		},

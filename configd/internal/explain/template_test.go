@@ -1,0 +1,42 @@
+package explain
+
+import (
+	"strings"
+	"testing"
+
+	configv1 "retinue.dev/services/api/config/v1"
+)
+
+// TestExplainTemplate: why a template does not match is told, and what a rewrite makes of its variables.
+func TestExplainTemplate(t *testing.T) {
+	running := compiled(t, `listener "web" {
+  address = ["127.0.0.1:8080"]
+  http {
+    virtual_host "*" {
+      route "/videos/{country}/{id}" {
+        cluster = cluster.one
+        rewrite { template = "/{id}/{country}" }
+      }
+      route "/{a}/{rest=**}" {
+        redirect { template = "/{rest}" }
+      }
+    }
+  }
+}
+cluster "one" { endpoints = ["10.0.0.1:80"] }
+`)
+	for path, want := range map[string][]string{
+		"/videos/de/1": {"✓ /videos/{country}/{id}", "template /{id}/{country}"},
+		"/videos/de/":  {"✗ /videos/{country}/{id}", "the path /videos/de/ does not have the form /videos/{country}/{id}", "✓ /{a}/{rest=**}", "redirect: template /{rest}"},
+	} {
+		reply, err := Request(running, nil, &configv1.ExplainRequest{Method: "GET", Url: "http://a:8080" + path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range want {
+			if !strings.Contains(reply.GetRendered(), text) {
+				t.Errorf("%s: %q is not told:\n%s", path, text, reply.GetRendered())
+			}
+		}
+	}
+}
