@@ -85,7 +85,13 @@ func (s *Server) out(c *upstream.Config) (list []*proxyv1.EndpointStatus) {
 		default:
 			continue
 		}
-		if list = append(list, &proxyv1.EndpointStatus{Address: h.Address, State: state}); len(list) == mostOut {
+		told := &proxyv1.EndpointStatus{Address: h.Address, State: state}
+		if places := h.Places(); places != nil {
+			for _, a := range *places {
+				told.Addresses = append(told.Addresses, a.String())
+			}
+		}
+		if list = append(list, told); len(list) == mostOut {
 			return list
 		}
 	}

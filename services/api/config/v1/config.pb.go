@@ -2749,10 +2749,10 @@ func (x *Tls) GetHandshakeTimeoutMs() int64 {
 // UpstreamTls originates TLS (Envoy's UpstreamTlsContext).
 type UpstreamTls struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sni           string                 `protobuf:"bytes,1,opt,name=sni,proto3" json:"sni,omitempty"`                              // "": none is sent, and an endpoint is known by its address
+	Sni           string                 `protobuf:"bytes,1,opt,name=sni,proto3" json:"sni,omitempty"`                              // "": none is sent, and an endpoint is known by its address; a logical one by its name, which is sent
 	CaFile        string                 `protobuf:"bytes,2,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`          // a FileSecret; "": the roots of the system
 	Certificate   string                 `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`              // shown to servers that ask for one; "": none
-	VerifySan     []string               `protobuf:"bytes,4,rep,name=verify_san,json=verifySan,proto3" json:"verify_san,omitempty"` // the server's certificate has one of these; none: the sni, or the endpoint's address
+	VerifySan     []string               `protobuf:"bytes,4,rep,name=verify_san,json=verifySan,proto3" json:"verify_san,omitempty"` // the server's certificate has one of these; none: the sni, or the endpoint's name or address
 	MinVersion    string                 `protobuf:"bytes,5,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
 	MaxVersion    string                 `protobuf:"bytes,6,opt,name=max_version,json=maxVersion,proto3" json:"max_version,omitempty"`
 	Alpn          []string               `protobuf:"bytes,7,rep,name=alpn,proto3" json:"alpn,omitempty"` // none: what the cluster's protocol says
@@ -10480,7 +10480,7 @@ func (x *DrainedEndpoint) GetSinceUnixMs() int64 {
 type DrainEndpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // as the configuration or the discovery has it
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // as the configuration or the discovery has it; of a logical endpoint its name
 	Undrain       bool                   `protobuf:"varint,3,opt,name=undrain,proto3" json:"undrain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

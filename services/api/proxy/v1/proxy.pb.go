@@ -406,8 +406,9 @@ func (x *ClusterStatus) GetOut() []*EndpointStatus {
 
 type EndpointStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "unhealthy" "ejected" "degraded" "drained"
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`      // of a logical endpoint its "name:port"
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`          // "unhealthy" "ejected" "degraded" "drained"
+	Addresses     []string               `protobuf:"bytes,60,rep,name=addresses,proto3" json:"addresses,omitempty"` // of a logical endpoint: where new connections go, in the order of trying
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,6 +455,13 @@ func (x *EndpointStatus) GetState() string {
 		return x.State
 	}
 	return ""
+}
+
+func (x *EndpointStatus) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 type DumpRequest struct {
@@ -864,10 +872,11 @@ const file_proxy_v1_proxy_proto_rawDesc = "" +
 	"\vconnections\x18\x04 \x01(\x04R\vconnections\x12'\n" +
 	"\x0frequests_active\x18\x05 \x01(\x04R\x0erequestsActive\x12\x1a\n" +
 	"\bdegraded\x18( \x01(\rR\bdegraded\x122\n" +
-	"\x03out\x18) \x03(\v2 .retinue.proxy.v1.EndpointStatusR\x03out\"@\n" +
+	"\x03out\x18) \x03(\v2 .retinue.proxy.v1.EndpointStatusR\x03out\"^\n" +
 	"\x0eEndpointStatus\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05state\x18\x02 \x01(\tR\x05state\"#\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
+	"\taddresses\x18< \x03(\tR\taddresses\"#\n" +
 	"\vDumpRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\"m\n" +
 	"\tDumpReply\x12B\n" +

@@ -229,7 +229,11 @@ func (sh *shell) statusText(config *configv1.StatusReply, restart *restartv1.Sta
 				}
 				line("          cluster %-13s %d of %d hosts, %d connections, %d requests", c.GetName(), c.GetHealthy(), c.GetEndpoints(), c.GetConnections(), c.GetRequestsActive())
 				for _, e := range c.GetOut() {
-					line("          endpoint %-12s %s", e.GetAddress(), e.GetState())
+					at := ""
+					if len(e.GetAddresses()) > 0 {
+						at = " (" + strings.Join(e.GetAddresses(), " ") + ")"
+					}
+					line("          endpoint %-12s %s%s", e.GetAddress(), e.GetState(), at)
 				}
 			}
 		}
