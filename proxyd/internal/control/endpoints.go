@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -104,7 +105,11 @@ func (w *watcher) takeEndpoints(list []*configv1.ClusterEndpoints) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	moved := 0
 	for _, c := range list {
+		if elsewhere(w.server.found[c.GetCluster()], c.GetEndpoints()) {
+			moved++
+		}
 		w.server.found[c.GetCluster()] = c.GetEndpoints()
 	}
 	if w.pending != nil {
@@ -113,11 +118,31 @@ func (w *watcher) takeEndpoints(list []*configv1.ClusterEndpoints) {
 	if w.applied == nil {
 		return
 	}
-	if next := w.withEndpoints(w.applied, list); next != w.applied {
+	switch next := w.withEndpoints(w.applied, list); {
+	case next != w.applied:
 		w.server.applyEndpoints(next)
 		w.applied = next
 		w.keepSoon()
+	case moved > 0: // logical hosts, which have them already
+		w.server.env.Log.Info("endpoints have other addresses", "clusters", moved)
+		w.keepSoon()
 	}
+}
+
+// elsewhere tells whether endpoints have other addresses than before. Another order of them is not worth a write of the last-good file.
+func elsewhere(before, now []*configv1.Endpoint) bool {
+	return !maps.Equal(addresses(before), addresses(now))
+}
+
+func addresses(list []*configv1.Endpoint) map[string]bool {
+	out := make(map[string]bool, len(list))
+	for _, e := range list {
+		out[e.GetName()+" "+e.GetAddress()] = true
+		for _, a := range e.GetAdditionalAddresses() {
+			out[e.GetName()+" "+a] = true
+		}
+	}
+	return out
 }
 
 // takeDrained puts in force who is drained by command.
