@@ -48,11 +48,11 @@ cluster "fixed" { endpoints = [%q] }
 stats { listen = "127.0.0.1:0" }
 `
 
-// names is a name server that answers every question for an A record with one address, or fails.
+// names is a name server that answers every question for A or AAAA records with its addresses of that family, or fails.
 type names struct {
 	address string
 	mu      sync.Mutex
-	answer  netip.Addr // invalid: SERVFAIL
+	answers []netip.Addr // none: SERVFAIL
 }
 
 func newNames(t *testing.T) *names {
@@ -76,7 +76,7 @@ func newNames(t *testing.T) *names {
 	return n
 }
 
-// reply answers with the question and one record of 1 s (RFC 1035 section 4).
+// reply answers with the question and records of 1 s (RFC 1035 section 4).
 func (n *names) reply(query []byte) []byte {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -89,19 +89,34 @@ func (n *names) reply(query []byte) []byte {
 	reply[2], reply[3] = 0x81, 0x80
 	binary.BigEndian.PutUint16(reply[6:], 0)
 	binary.BigEndian.PutUint16(reply[10:], 0)
-	if !n.answer.IsValid() {
+	if len(n.answers) == 0 {
 		reply[3] |= 2
 		return reply
 	}
-	binary.BigEndian.PutUint16(reply[6:], 1)
-	reply = append(reply, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4)
-	return append(reply, n.answer.AsSlice()...)
+	records := uint16(0)
+	for _, a := range n.answers {
+		kind, octets := byte(1), a.AsSlice()
+		if a.Is6() {
+			kind = 28
+		}
+		if query[end-3] == kind {
+			records++
+			reply = append(reply, 0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 1, 0, byte(len(octets)))
+			reply = append(reply, octets...)
+		}
+	}
+	binary.BigEndian.PutUint16(reply[6:], records)
+	return reply
 }
 
-func (n *names) set(answer netip.Addr) {
+func (n *names) set(answers ...string) {
+	parsed := make([]netip.Addr, 0, len(answers))
+	for _, a := range answers {
+		parsed = append(parsed, netip.MustParseAddr(a))
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.answer = answer
+	n.answers = parsed
 }
 
 // namedServer answers with its name.
@@ -152,7 +167,7 @@ func TestDiscovery(t *testing.T) {
 	_, port, _ := net.SplitHostPort(one)
 	two := namedServer(t, "two", "127.0.0.2:"+port, nil)
 	resolver := newNames(t)
-	resolver.set(netip.MustParseAddr("127.0.0.1"))
+	resolver.set("127.0.0.1")
 	file := filepath.Join(t.TempDir(), "endpoints")
 	put := func(text string) {
 		t.Helper()
@@ -200,12 +215,12 @@ func TestDiscovery(t *testing.T) {
 
 	put(two + "\n")
 	becomes("/file", "two")
-	resolver.set(netip.MustParseAddr("127.0.0.2"))
+	resolver.set("127.0.0.2")
 	becomes("/dns", "two")
 
 	// What fails changes nothing, and is told.
 	put("nonsense\n")
-	resolver.set(netip.Addr{})
+	resolver.set()
 	s.Eventually("status tells of both failures", func() error {
 		out, _ := s.Retinue("status")
 		for _, name := range []string{"cluster file: endpoints are not found", "cluster dns: endpoints are not found"} {
@@ -269,7 +284,7 @@ func TestDiscovery(t *testing.T) {
 		t.Errorf("the history changed with endpoints:\n%s\nwas:\n%s", after, before)
 	}
 	opened := fixedConnections.Load()
-	resolver.set(netip.MustParseAddr("127.0.0.1"))
+	resolver.set("127.0.0.1")
 	put(one + "\n")
 	becomes("/dns", "one")
 	becomes("/file", "one")

@@ -61,10 +61,10 @@ func upstreamTLSBlock() *Block {
   }
 }`,
 		Attrs: []Attr{
-			{Name: "sni", Kind: String, MaxLen: 255, DefaultDoc: "none is sent, and the certificate must be for the endpoint's address", Doc: "name that is asked for, and that the certificate must have."},
+			{Name: "sni", Kind: String, MaxLen: 255, DefaultDoc: "none is sent, and the certificate must be for the endpoint's address; a logical endpoint's name", Doc: "name that is asked for, and that the certificate must have."},
 			{Name: "ca_file", Kind: String, DefaultDoc: "the authorities of the system", Doc: "PEM file of the authorities that sign the servers' certificates."},
 			{Name: "certificate", Kind: Reference, Refers: "certificate", DefaultDoc: "none", Doc: "shown to servers that ask for one (mTLS)."},
-			{Name: "verify_san", Kind: Strings, MaxLen: 1000, DefaultDoc: "`sni`, or the endpoint's address", Doc: "names, one of which the server's certificate has; instead of `sni`."},
+			{Name: "verify_san", Kind: Strings, MaxLen: 1000, DefaultDoc: "`sni`, or the endpoint's address or name", Doc: "names, one of which the server's certificate has; instead of `sni`."},
 			{Name: "crl_file", Kind: String, DefaultDoc: "none", Doc: "PEM file of revocation lists for the servers' certificates."},
 			{Name: "alpn", Kind: Strings, MaxLen: 16, DefaultDoc: "what `protocol` says", Doc: "protocols offered, the preferred one first."},
 			tlsVersion("min_version", "1.2", "oldest version of TLS."),
