@@ -229,6 +229,18 @@ filter "jwt" "admins" {
   requires_any = jwt_provider.id
   audiences    = ["admin"]
 }
+filter "jwt" "tree" {
+  requires "any" {
+    providers = [jwt_provider.partners]
+    requires "all" {
+      providers = [jwt_provider.id]
+      requires "any" {
+        providers = [jwt_provider.staff]
+        allow     = "missing"
+      }
+    }
+  }
+}
 filter "jwt" "away" { requires_any = jwt_provider.away }
 listener "web" {
   address = ["127.0.0.1:0"]
@@ -261,6 +273,10 @@ listener "web" {
         cluster = cluster.app
         filters = [filter.jwt.admins]
       }
+      route "/tree" {
+        cluster = cluster.app
+        filters = [filter.jwt.tree]
+      }
       route "/away" {
         cluster = cluster.app
         filters = [filter.jwt.away]
@@ -289,6 +305,8 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 	forged["x-user"], forged["x-roles"] = "eve", "root"
 	both := bearer(es, ann)
 	both["cookie"] = "a=b; staff=" + hs.token(`"sub":"joe"`)
+	bad := bearer(es, ann)
+	bad["cookie"] = "staff=" + newJWTKey(t, "HS256", "hs").token(`"sub":"joe"`)
 	const missing = "Jwt is missing"
 	for _, test := range []struct {
 		name, method, path string
@@ -319,6 +337,12 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 		{"lenient: a bad one", "GET", "/lenient", map[string]string{"x-user": "eve", "authorization": "Bearer x"}, 200, "||Bearer x|||"},
 		{"lenient: a good one", "GET", "/lenient", bearer(es, ann), 200, "ann|" + roles + "||||"},
 		{"admins", "GET", "/admins", bearer(es, ann), 403, "Audiences in Jwt are not allowed"},
+		{"tree: the first", "GET", "/tree?token=" + partner.token(`"sub":"bob"`), nil, 200, "bob|||||"},
+		{"tree: the second", "GET", "/tree", bearer(es, ann), 200, "ann|" + roles + "||||"},
+		{"tree: the second whole", "GET", "/tree", both, 200, "ann|" + roles + "||" + both["cookie"] + "||"},
+		{"tree: a part of the second that is bad", "GET", "/tree", bad, 401, "Jwt verification fails"},
+		{"tree: a part of the second alone", "GET", "/tree", map[string]string{"cookie": both["cookie"]}, 401, missing},
+		{"tree: none", "GET", "/tree", nil, 401, missing},
 		{"keys away", "GET", "/away", bearer(es, ann), 401, "Jwks remote fetch is failed"},
 	} {
 		path, _, _ := strings.Cut(test.path, "?")
@@ -353,11 +377,16 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 			})
 		}
 	}
-	st.AwaitStat(1, "retinue_jwt_provider_jwks_fetch_success", "provider=id")
+	st.AwaitStat(2, "retinue_jwt_provider_jwks_fetch_success", "provider=id") // the second one for the secret's kid
+	st.AwaitStat(1, "retinue_jwt_provider_jwks_refetch_on_kid_mismatch", "provider=id")
 	st.AwaitStat(2, "retinue_jwt_cors_preflight_bypassed", "filter=users")
 	st.AwaitStat(10, "retinue_jwt_denied", "filter=users")
 	st.AwaitStat(16, "retinue_jwt_allowed", "filter=users")
 	if out, code := st.Retinue("explain", "GET", "http://shop/all"); code != 0 || !strings.Contains(out, "a token of id and staff") {
+		t.Errorf("explained (%d):\n%s", code, out)
+	}
+
+	if out, code := st.Retinue("explain", "GET", "http://shop/tree"); code != 0 || !strings.Contains(out, "a token of partners or (id and (staff or nothing))") {
 		t.Errorf("explained (%d):\n%s", code, out)
 	}
 
@@ -497,4 +526,95 @@ cluster "id" { endpoints = ["SERVER"] }
 		t.Errorf("after a crash: %v", err)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestJWTKeyMismatch: a token whose key is not in the set has it fetched at once, and those that come meanwhile wait for that; within
+// the time of the provider there is no other fetch.
+func TestJWTKeyMismatch(t *testing.T) {
+	first, second, third := newJWTKey(t, "ES256", "first"), newJWTKey(t, "ES256", "second"), newJWTKey(t, "ES256", "third")
+	server := newKeyServer(t, nil)
+	server.says(jwtKeySet(t, first))
+	st := newStage(t, strings.ReplaceAll(`
+jwt_provider "id" {
+  claim_to_headers = { x-user = "sub" }
+  remote_jwks {
+    uri                     = "http://id.example.com/keys?v=1"
+    cluster                 = cluster.id
+    timeout                 = "2m"
+    refetch_on_kid_mismatch = "1h"
+  }
+}
+filter "jwt" "users" { requires_any = jwt_provider.id }
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    access_log = access_log.all
+    filters    = [filter.jwt.users]
+    virtual_host "all" {
+      domains = ["*"]
+      route "/*" { cluster = cluster.app }
+    }
+  }
+}
+cluster "app" { endpoints = ["APP"] }
+cluster "id" { endpoints = ["SERVER"] }
+`, "SERVER", server.address))
+	st.tellsWhoAsks("/")
+	ask := func(k *jwtKey, http2 bool) (int, string) {
+		response, got, _ := st.over(t, http2, "POST", "/", map[string]string{"authorization": "Bearer " + k.token(`"sub":"ann"`)}, "hello")
+		return response.StatusCode, got
+	}
+	if status, got := ask(first, false); status != 200 {
+		t.Fatalf("answered %d: %q", status, got)
+	}
+	hold := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release)
+	server.mu.Lock()
+	server.content, server.hold = jwtKeySet(t, first, second), hold
+	server.mu.Unlock()
+	asked := func() int {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.asked
+	}
+	answers := make(chan string, 8)
+	var senders sync.WaitGroup
+	for i := range cap(answers) {
+		senders.Go(func() {
+			status, got := ask(second, i%2 == 1)
+			answers <- fmt.Sprint(status, " ", got)
+		})
+	}
+	st.Eventually("a fetch, and everybody who waits for it", func() error {
+		if n, waiting := asked(), st.Stat("retinue_http_downstream_rq_active", "listener=web"); n != 2 || waiting != float64(cap(answers)) {
+			return fmt.Errorf("asked %d times, %v wait", n, waiting)
+		}
+		return nil
+	})
+	if status, got := ask(first, true); status != 200 { // who has a key waits for nothing
+		t.Errorf("answered %d: %q", status, got)
+	}
+	select {
+	case answer := <-answers:
+		t.Errorf("an answer before the keys: %s", answer)
+	default:
+	}
+	release()
+	senders.Wait()
+	for range cap(answers) {
+		if answer := <-answers; answer != "200 ann|||||hello" {
+			t.Error(answer)
+		}
+	}
+	for range 3 {
+		if status, got := ask(third, false); status != 401 || got != "Jwks doesn't have key to match kid or alg from Jwt" {
+			t.Errorf("answered %d: %q", status, got)
+		}
+	}
+	if n := asked(); n != 2 {
+		t.Errorf("asked %d times", n)
+	}
+	st.AwaitStat(1, "retinue_jwt_provider_jwks_refetch_on_kid_mismatch", "provider=id")
+	st.AwaitStat(2, "retinue_jwt_provider_jwks_fetch_success", "provider=id")
 }

@@ -108,7 +108,7 @@ func (c *compiler) keys(n *schema.Node, p *configv1.JwtProvider) {
 }
 
 func (c *compiler) remoteKeys(n *schema.Node) *configv1.RemoteJwks {
-	r := &configv1.RemoteJwks{Cluster: c.ref(n.Get("cluster")), TimeoutMs: n.Int("timeout"), CacheDurationMs: n.Int("cache_duration")}
+	r := &configv1.RemoteJwks{Cluster: c.ref(n.Get("cluster")), TimeoutMs: n.Int("timeout"), CacheDurationMs: n.Int("cache_duration"), KidMismatchMs: n.Int("refetch_on_kid_mismatch")}
 	if !n.Has("uri") {
 		return r
 	}
@@ -168,37 +168,95 @@ func holdsTokens(p *configv1.JwtProvider, name string) bool {
 	return slices.ContainsFunc(p.GetFromHeaders(), func(h *configv1.JwtHeader) bool { return h.GetName() == name })
 }
 
+// Bounds of a tree of requirements.
+const (
+	maxRequirementDepth = 8
+	maxRequirements     = 64 // providers that it names
+)
+
+// jwtRequirement compiles what a filter requires.
+type jwtRequirement struct {
+	*compiler
+	filter *configv1.JwtFilter
+	name   string
+	seen   map[string]bool
+	leaves int
+}
+
 func (c *compiler) jwtFilter(n *schema.Node, f *configv1.Filter) {
 	j := &configv1.JwtFilter{
 		AllowMissing: n.Str("allow") == "missing", AllowMissingOrFailed: n.Str("allow") == "missing_or_failed", BypassCorsPreflight: n.Bool("bypass_cors_preflight"),
 	}
+	r := &jwtRequirement{compiler: c, filter: j, name: f.GetName(), seen: map[string]bool{}}
 	audiences := c.plainTexts(n, "audiences")
-	seen := map[string]bool{}
-	requirements := func(attr string) (list []*configv1.JwtRequirement) {
-		for _, name := range c.refs(n.List(attr)) {
-			list = append(list, &configv1.JwtRequirement{Provider: name, Audiences: audiences})
-			p := c.providers[name]
-			if p.JwtProvider == nil || seen[name] {
-				continue
-			}
-			seen[name] = true
-			c.out.Mark(schema.FilterKind, f.GetName(), secret.KeySetField(len(j.Providers)), c.place(p.file))
-			j.Providers = append(j.Providers, p.JwtProvider)
-		}
-		return list
-	}
-	j.RequiresAny, j.RequiresAll = requirements("requires_any"), requirements("requires_all")
+	j.RequiresAny, j.RequiresAll = r.of(n, "requires_any", audiences), r.of(n, "requires_all", audiences)
+	tree := n.Child("requires")
 	switch {
 	case n.Failed("requires_any") || n.Failed("requires_all"):
+	case tree != nil && len(j.RequiresAny)+len(j.RequiresAll) > 0:
+		c.diags.Report(diag.Exclusive, tree.DefRange, "Two requirements", "A jwt filter has one of requires_any, requires_all and a requires block; the block can hold the others' providers.")
 	case len(j.RequiresAny) > 0 && len(j.RequiresAll) > 0:
-		c.diags.Report(diag.Exclusive, n.Range("requires_all"), "Two requirements", "A jwt filter has one of requires_any and requires_all; two filters in one list are both met.")
+		c.diags.Report(diag.Exclusive, n.Range("requires_all"), "Two requirements", "A jwt filter has one of requires_any and requires_all; a requires block says more, and two filters in one list are both met.")
+	case tree != nil && n.Has("audiences"):
+		c.diags.Report(diag.Exclusive, n.Range("audiences"), "Audiences of no list", "audiences is about requires_any and requires_all; a requires block has its own.")
+	case tree != nil && n.Has("allow"):
+		c.diags.Report(diag.Exclusive, n.Range("allow"), "Not of a list", "allow is about requires_any; requires \"any\" has its own.")
+	case tree != nil:
+		j.Requires = r.tree(tree, 1)
+		if r.leaves > maxRequirements {
+			c.diags.Report(diag.OutOfRange, tree.DefRange, "Too many providers", "A jwt filter names at most %d; this one names %d.", maxRequirements, r.leaves)
+		}
+	case len(j.RequiresAny)+len(j.RequiresAll) == 0 && n.Reserved(): // what there is chooses no kind
 	case len(j.RequiresAny)+len(j.RequiresAll) == 0:
-		c.diags.Report(diag.MissingAttribute, n.DefRange, "Nothing is required", "A jwt filter has requires_any or requires_all; a route without the filter requires nothing.")
+		c.diags.Report(diag.MissingAttribute, n.DefRange, "Nothing is required", "A jwt filter has requires_any, requires_all or a requires block; a route without the filter requires nothing.")
 	case n.Has("allow") && len(j.RequiresAll) > 0:
 		c.diags.Report(diag.Exclusive, n.Range("allow"), "All and nothing", "allow is about requires_any.")
 	}
 	c.ownHeaders(n, j)
 	f.Kind = &configv1.Filter_Jwt{Jwt: j}
+}
+
+// of compiles a list of providers, which become parts of the filter.
+func (r *jwtRequirement) of(n *schema.Node, attr string, audiences []string) (list []*configv1.JwtRequirement) {
+	for _, name := range r.refs(n.List(attr)) {
+		list = append(list, &configv1.JwtRequirement{Provider: name, Audiences: audiences})
+		p := r.providers[name]
+		if p.JwtProvider == nil || r.seen[name] {
+			continue
+		}
+		r.seen[name] = true
+		r.out.Mark(schema.FilterKind, r.name, secret.KeySetField(len(r.filter.Providers)), r.place(p.file))
+		r.filter.Providers = append(r.filter.Providers, p.JwtProvider)
+	}
+	return list
+}
+
+// tree compiles a requires block: its providers first, then the blocks in it.
+func (r *jwtRequirement) tree(n *schema.Node, depth int) (out *configv1.JwtRequirements) {
+	r.within(n, func() {
+		list := &configv1.JwtRequirementList{}
+		for _, p := range r.of(n, "providers", r.plainTexts(n, "audiences")) {
+			r.leaves++
+			list.Requirements = append(list.Requirements, &configv1.JwtRequirements{Kind: &configv1.JwtRequirements_Provider{Provider: p}})
+		}
+		children := n.All("requires")
+		switch {
+		case depth == maxRequirementDepth && len(children) > 0:
+			r.diags.Report(diag.OutOfRange, children[0].DefRange, "Too deep", "requires blocks are at most %d deep.", maxRequirementDepth)
+			children = nil
+		case len(list.GetRequirements())+len(children) == 0 && !n.Failed("providers"):
+			r.diags.Report(diag.MissingAttribute, n.DefRange, "Nothing is required", "A requires block has providers, or requires blocks.")
+		}
+		for _, child := range children {
+			list.Requirements = append(list.Requirements, r.tree(child, depth+1))
+		}
+		out = &configv1.JwtRequirements{}
+		if out.Kind = (&configv1.JwtRequirements_All{All: list}); n.Label == "any" {
+			out.Kind = &configv1.JwtRequirements_Any{Any: list}
+			out.AllowMissing, out.AllowMissingOrFailed = n.Str("allow") == "missing", n.Str("allow") == "missing_or_failed"
+		}
+	})
+	return out
 }
 
 // ownHeaders refuses providers of which one sets what another reads.

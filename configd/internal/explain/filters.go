@@ -221,7 +221,14 @@ func asksLimits(f *configv1.GlobalRateLimitFilter) string {
 		for _, a := range d.GetActions() {
 			keys = append(keys, a.GetKey())
 		}
-		descriptors = append(descriptors, "("+strings.Join(keys, ", ")+")")
+		text := "(" + strings.Join(keys, ", ") + ")"
+		if d.GetLimitRequests() != "" {
+			text += " of " + d.GetLimitRequests() + " a " + d.GetLimitUnit()
+		}
+		if d.GetHitsAddend() != "" {
+			text += " counting " + d.GetHitsAddend()
+		}
+		descriptors = append(descriptors, text)
 	}
 	text := fmt.Sprintf("asks the cluster %s within %s about %s of %s; when it fails: ", f.GetCluster(), duration(f.GetTimeoutMs()), strings.Join(descriptors, ", "), f.GetDomain())
 	if f.GetFailureModeDeny() {
@@ -239,6 +246,10 @@ func asksLimits(f *configv1.GlobalRateLimitFilter) string {
 }
 
 func tokens(f *configv1.JwtFilter) string {
+	if r := f.GetRequires(); r != nil {
+		text, _ := requirements(r)
+		return "a token of " + text
+	}
 	list, all := f.GetRequiresAny(), len(f.GetRequiresAll()) > 0
 	between := " or "
 	if all {
@@ -259,6 +270,36 @@ func tokens(f *configv1.JwtFilter) string {
 		text += "; requests without one pass"
 	}
 	return text
+}
+
+// requirements tells a tree of them, and whether it has more than one part.
+func requirements(r *configv1.JwtRequirements) (text string, several bool) {
+	var parts []string
+	of, between := r.GetAny().GetRequirements(), " or "
+	switch {
+	case r.GetProvider() != nil:
+		text := r.GetProvider().GetProvider()
+		if list := r.GetProvider().GetAudiences(); len(list) > 0 {
+			text += " for " + strings.Join(list, " or ")
+		}
+		return text, len(r.GetProvider().GetAudiences()) > 1
+	case r.GetAll() != nil:
+		of, between = r.GetAll().GetRequirements(), " and "
+	}
+	for _, child := range of {
+		text, several := requirements(child)
+		if several && (len(of) > 1 || r.GetAllowMissing() || r.GetAllowMissingOrFailed()) {
+			text = "(" + text + ")"
+		}
+		parts = append(parts, text)
+	}
+	switch {
+	case r.GetAllowMissingOrFailed():
+		parts = append(parts, "anything")
+	case r.GetAllowMissing():
+		parts = append(parts, "nothing")
+	}
+	return strings.Join(parts, between), len(parts) > 1
 }
 
 func asks(f *configv1.ExtAuthzFilter) string {

@@ -13,7 +13,18 @@ func TestTokens(t *testing.T) {
 		}
 		return list
 	}
+	one := func(name string, audiences ...string) *configv1.JwtRequirements {
+		return &configv1.JwtRequirements{Kind: &configv1.JwtRequirements_Provider{Provider: &configv1.JwtRequirement{Provider: name, Audiences: audiences}}}
+	}
+	list := func(of ...*configv1.JwtRequirements) *configv1.JwtRequirementList {
+		return &configv1.JwtRequirementList{Requirements: of}
+	}
+	both := &configv1.JwtRequirements{Kind: &configv1.JwtRequirements_All{All: list(one("id", "shop"), one("device", "a", "b"))}}
+	tree := &configv1.JwtRequirements{Kind: &configv1.JwtRequirements_Any{Any: list(one("staff"), both)}, AllowMissing: true}
+	lenient := &configv1.JwtRequirements{Kind: &configv1.JwtRequirements_Any{Any: list(both)}, AllowMissingOrFailed: true}
 	for want, f := range map[string]*configv1.JwtFilter{
+		"a token of staff or (id for shop and (device for a or b)) or nothing": {Requires: tree},
+		"a token of (id for shop and (device for a or b)) or anything":         {Requires: lenient},
 		"a token of id":                                   {RequiresAny: of("id")},
 		"a token of id or staff":                          {RequiresAny: of("id", "staff")},
 		"a token of id and staff":                         {RequiresAll: of("id", "staff")},
@@ -24,5 +35,17 @@ func TestTokens(t *testing.T) {
 		if got := does(&configv1.Filter{Kind: &configv1.Filter_Jwt{Jwt: f}}); got != want {
 			t.Errorf("%q is said and not %q", got, want)
 		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	key := func(text string) []*configv1.RateLimitAction { return []*configv1.RateLimitAction{{Key: text}} }
+	f := &configv1.GlobalRateLimitFilter{Cluster: "limits", Domain: "shop", TimeoutMs: 20, Descriptors: []*configv1.RateLimitDescriptor{
+		{Actions: key("a")},
+		{Actions: key("b"), LimitRequests: "%REQ(x-plan)%", LimitUnit: "minute", HitsAddend: "3"},
+	}}
+	want := "asks the cluster limits within 20ms about (a), (b) of %REQ(x-plan)% a minute counting 3 of shop; when it fails: open"
+	if got := does(&configv1.Filter{Kind: &configv1.Filter_GlobalRateLimit{GlobalRateLimit: f}}); got != want {
+		t.Errorf("%q is said and not %q", got, want)
 	}
 }

@@ -137,7 +137,11 @@ func block(b *strings.Builder, k *schema.Block, path []string) {
 		fmt.Fprintf(b, "*Later:* %s.\n\n", strings.Join(later, ", "))
 	}
 	for _, n := range k.Blocks {
-		if !n.Later {
+		switch {
+		case n.Later:
+		case n.Name == k.Name:
+			fmt.Fprintf(b, "Blocks: `%s`, again.\n\n", n.Name)
+		default:
 			block(b, n.Block, append(path[:len(path):len(path)], k.Name))
 		}
 	}

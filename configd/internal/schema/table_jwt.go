@@ -9,7 +9,7 @@ func jwtProviderBlock() *Block {
 		LabelDoc: "Name in references and metrics.",
 		Doc: "Who makes tokens (JSON Web Tokens, RFC 7519), how they are verified, where they stand in a request, and what the upstream learns from them (a provider of Envoy's jwt_authn). It does nothing by itself: `jwt` filters ask for its tokens. " +
 			"Of `jwks_file`, `jwks` and `remote_jwks` there is one. Algorithms are RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA (Ed25519), and with keys of type `oct` HS256, HS384, HS512; the key says which, never the token. " +
-			"A token has at most 8 KiB. Counters `retinue_jwt_provider_*{provider=\"NAME\"}`: `jwks_fetch_success`, `jwks_fetch_failed`, `jwt_cache_hit`, `jwt_cache_miss`.",
+			"A token has at most 8 KiB. Counters `retinue_jwt_provider_*{provider=\"NAME\"}`: `jwks_fetch_success`, `jwks_fetch_failed`, `jwks_refetch_on_kid_mismatch`, `jwt_cache_hit`, `jwt_cache_miss`.",
 		Example: `jwt_provider "id" {
   issuer           = "https://id.example.com"
   audiences        = ["shop"]
@@ -53,6 +53,7 @@ func jwtProviderBlock() *Block {
 				{Name: "cluster", Kind: Reference, Refers: "cluster", Required: true, Doc: "the hosts that are asked."},
 				{Name: "timeout", Kind: Duration, Default: "5s", Min: 1, Max: 5 * minute, Doc: "until it is here."},
 				{Name: "cache_duration", Kind: Duration, Default: "10m", Min: second, Max: 365 * day, Doc: "how long it holds."},
+				{Name: "refetch_on_kid_mismatch", Kind: Duration, Default: "30s", Min: second, Max: day, ZeroOff: true, Doc: "a token whose `kid` is not in the set has it fetched at once, at most once in this time for all workers; requests with such tokens wait for that fetch, and are answered 401 between two of them. \"0\": never."},
 			},
 		}}},
 	}
@@ -62,10 +63,11 @@ func jwtFilterBlock() *Block {
 	return &Block{
 		Kind: "jwt",
 		Doc: "Lets requests pass that have a token of the right provider (Envoy's jwt_authn). Others are answered 401, a token for other audiences 403, with `WWW-Authenticate: Bearer`, and details `jwt_authn_access_denied{…}` with the reason in Envoy's words. " +
-			"All tokens that a request shows to a provider must be good, and they are four at the most. Routes with another requirement name another filter; providers are shared. Counters `allowed`, `denied`, `cors_preflight_bypassed`.",
+			"All tokens that a request shows to a provider must be good, and they are four at the most. Routes with another requirement name another filter; providers are shared. One of `requires_any`, `requires_all` and a `requires` block is written. Counters `allowed`, `denied`, `cors_preflight_bypassed`.",
 		Example: `filter "jwt" "users" {
   requires_any = [jwt_provider.id, jwt_provider.partners]
 }`,
+		Blocks: []Nested{{Block: jwtRequiresBlock()}},
 		Attrs: []Attr{
 			{Name: "requires_any", Kind: References, Refers: "jwt_provider", One: true, MaxLen: 16, DefaultDoc: "none", Doc: "a token of one of these."},
 			{Name: "requires_all", Kind: References, Refers: "jwt_provider", One: true, MaxLen: 16, DefaultDoc: "none", Doc: "a token of each of these."},
@@ -74,4 +76,35 @@ func jwtFilterBlock() *Block {
 			{Name: "bypass_cors_preflight", Kind: Bool, Default: false, Doc: "preflight requests, which browsers send without tokens, pass."},
 		},
 	}
+}
+
+// jwtRequiresBlock is a tree: blocks of it hold blocks of it.
+func jwtRequiresBlock() *Block {
+	providers := Attr{Name: "providers", Kind: References, Refers: "jwt_provider", One: true, MaxLen: 16, DefaultDoc: "none", Doc: "tokens of these."}
+	audiences := Attr{Name: "audiences", Kind: Strings, MaxLen: 100, DefaultDoc: "those of the providers", Doc: "instead of the audiences of `providers`."}
+	b := &Block{
+		Name: "requires", Label: "kind", LabelDoc: "How much of it must be met.",
+		Doc: "What is required, where a list does not say it: tokens of providers, and further `requires` blocks, at most 8 deep and with 64 providers in all (Envoy's requires_any and requires_all).",
+		Example: `requires "any" {
+  providers = [jwt_provider.staff]
+  requires "all" {
+    providers = [jwt_provider.id, jwt_provider.device]
+    audiences = ["shop"]
+  }
+}`,
+	}
+	b.Kinds = []*Block{
+		{
+			Kind: "any", Doc: "One of its providers and blocks is enough, looked at in this order.",
+			Attrs: []Attr{
+				providers, audiences,
+				{Name: "allow", Kind: String, Choices: []string{"missing", "missing_or_failed"}, DefaultDoc: "nothing", Doc: "it is met without any token, too (\"missing\"), or whatever becomes of its tokens (\"missing_or_failed\")."},
+			},
+		},
+		{Kind: "all", Doc: "Each of its providers and blocks is met.", Attrs: []Attr{providers, audiences}},
+	}
+	for _, k := range b.Kinds {
+		k.Blocks = []Nested{{Block: b, Many: true}}
+	}
+	return b
 }

@@ -3,8 +3,12 @@ package control
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/filter/jwt"
@@ -45,4 +49,35 @@ func (s *Server) fetchKeys(ctx context.Context, r *jwt.Remote) ([]byte, error) {
 		security = config.TLS.Config(host.ServerName()).Clone()
 	}
 	return jwks.Ask(ctx, config.Cluster, host, security, r)
+}
+
+// bell is rung by workers, and heard by a goroutine of the main side: an eventfd, since workers touch no channel.
+type bell struct {
+	fd    int
+	event *os.File
+}
+
+func newBell(name string) (*bell, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	return &bell{fd, os.NewFile(uintptr(fd), name)}, nil
+}
+
+// ringing is what an eventfd is told; it never changes.
+var ringing = binary.NativeEndian.AppendUint64(nil, 1)
+
+// ring never blocks: a bell that rings already is EAGAIN.
+func (b *bell) ring() { _, _ = unix.Write(b.fd, ringing) }
+
+// hear calls f each time that it has rung, until it is closed.
+func (b *bell) hear(f func()) {
+	var n [8]byte
+	for {
+		if _, err := b.event.Read(n[:]); err != nil {
+			return
+		}
+		f()
+	}
 }

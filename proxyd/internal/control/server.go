@@ -76,6 +76,7 @@ type Server struct {
 	clusters  []*upstream.Config            // as the workers have them: with the hosts that take requests
 	monitor   *health.Monitor
 	keySets   *jwks.Follower
+	keyBell   *bell       // workers want keys
 	shutdown  *time.Timer // the end of a drain
 	// verdictsWritten is when what is known of hosts was kept last; keepHouse's own. judged tells that it changed since.
 	verdictsWritten time.Time
@@ -190,6 +191,7 @@ func (s *Server) Run(ctx context.Context) error {
 	cancel()
 	s.keySets.Close()
 	s.loops.stop()
+	_ = s.keyBell.event.Close() // nobody rings it any more
 	flush, done := context.WithTimeout(context.Background(), logPatience)
 	defer done()
 	s.logs.Close(flush)
@@ -275,7 +277,15 @@ func (s *Server) start(ctx context.Context, want int) error {
 		workers[i], pools[i] = l.Worker, l.manager
 	}
 	s.plugins = plugin.NewRegistry(workers, s.generation, s.stats)
-	s.builder = snapshot.Builder{Workers: n, Stats: s.stats, Plugins: s.plugins, Endpoints: s.found, Pools: pools, Spans: s.spans.Log, Log: func(c *configv1.AccessLog) (stream.AccessLog, error) { return s.logs.Log(c) }}
+	var err error
+	if s.keyBell, err = newBell("keys"); err != nil {
+		return err
+	}
+	go s.keyBell.hear(s.keySets.Look)
+	s.builder = snapshot.Builder{
+		Workers: n, Stats: s.stats, Plugins: s.plugins, Endpoints: s.found, Pools: pools, Spans: s.spans.Log, WantKeys: s.keyBell.ring,
+		Log: func(c *configv1.AccessLog) (stream.AccessLog, error) { return s.logs.Log(c) },
+	}
 	server := s.stats.Server(ctx)
 	server[counters.ServerConcurrency] = uint64(n)
 	server[counters.ServerHotRestartEpoch] = s.generation

@@ -117,6 +117,7 @@ const (
 	JwtProviderFetchFailed
 	JwtProviderCacheHit
 	JwtProviderCacheMiss
+	JwtProviderKidMismatch
 	JwtProviderCells
 )
 
@@ -198,5 +199,6 @@ var filters = []*statsv1.Schema{
 		field(counter, "jwks_fetch_success", "key sets fetched"),
 		field(counter, "jwks_fetch_failed", "times that a key set could not be fetched"),
 		field(counter, "jwt_cache_hit", "tokens that had been verified before"),
-		field(counter, "jwt_cache_miss", "tokens that were not known")),
+		field(counter, "jwt_cache_miss", "tokens that were not known"),
+		field(counter, "jwks_refetch_on_kid_mismatch", "times that a token without a key in the set had it fetched")),
 }

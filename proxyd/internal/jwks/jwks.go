@@ -1,9 +1,10 @@
 // Package jwks follows the key sets that providers of tokens have elsewhere. It runs on the main side: a server that is slow or
 // says nonsense is no worker's business.
 //
-// Each provider has one goroutine, which fetches its set when the provider appears, again a little before the set's time is over, and
-// after a failure with a growing delay. So there is one fetch at a time and none for a request. What was fetched stays in force until
-// another set is here, however long that takes; a copy in the state directory serves the next generation until then.
+// Each provider has one goroutine, which fetches its set when the provider appears, again a little before the set's time is over, after a
+// failure with a growing delay, and when a worker has met a token whose key is not in the set, which a provider allows now and then.
+// So there is one fetch at a time. What was fetched stays in force until another set is here, however long that takes; a copy in the
+// state directory serves the next generation until then.
 package jwks
 
 import (
@@ -52,14 +53,34 @@ type Follower struct {
 	opt Options
 
 	mu        sync.Mutex
-	following map[*jwt.Provider]context.CancelFunc
+	following map[*jwt.Provider]followed
 	closed    bool
 	done      sync.WaitGroup
 }
 
+// followed is a provider's goroutine.
+type followed struct {
+	cancel context.CancelFunc
+	wanted chan struct{} // of one place: its keys are wanted at once
+}
+
 // New makes one that follows nothing yet.
 func New(opt Options) *Follower {
-	return &Follower{opt: opt, following: map[*jwt.Provider]context.CancelFunc{}}
+	return &Follower{opt: opt, following: map[*jwt.Provider]followed{}}
+}
+
+// Look fetches the keys that workers want (jwt.Provider.Wanted).
+func (f *Follower) Look() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p, one := range f.following {
+		if p.Wanted() {
+			select {
+			case one.wanted <- struct{}{}:
+			default: // it is told
+			}
+		}
+	}
 }
 
 // Set takes the providers of a snapshot.
@@ -73,20 +94,17 @@ func (f *Follower) Set(providers []*jwt.Provider) {
 	stay := map[*jwt.Provider]bool{}
 	for _, p := range providers {
 		stay[p] = true
-		if f.following[p] != nil {
+		if f.following[p].cancel != nil {
 			continue
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		f.following[p] = cancel
-		f.done.Add(1)
-		go func() {
-			defer f.done.Done()
-			f.follow(ctx, p)
-		}()
+		one := followed{cancel, make(chan struct{}, 1)}
+		f.following[p] = one
+		f.done.Go(func() { f.follow(ctx, p, one.wanted) })
 	}
-	for p, cancel := range f.following {
+	for p, one := range f.following {
 		if !stay[p] {
-			cancel()
+			one.cancel()
 			delete(f.following, p)
 		}
 	}
@@ -96,22 +114,27 @@ func (f *Follower) Set(providers []*jwt.Provider) {
 func (f *Follower) Close() {
 	f.mu.Lock()
 	f.closed = true
-	for _, cancel := range f.following {
-		cancel()
+	for _, one := range f.following {
+		one.cancel()
 	}
 	f.mu.Unlock()
 	f.done.Wait()
 }
 
 // follow is the life of one provider.
-func (f *Follower) follow(ctx context.Context, p *jwt.Provider) {
+func (f *Follower) follow(ctx context.Context, p *jwt.Provider, wanted <-chan struct{}) {
+	defer func() { // there are no keys to come: who waits for them hears of it
+		p.Retire()
+		f.opt.Settle(p)
+	}()
 	last := f.recall(p)
 	failures := 0
 	for {
+		if p.Begin() {
+			f.opt.Log.Info("a token names a key that is not in the set, which is fetched for it", "jwt_provider", p.Name, "host", p.Remote.Host)
+		}
 		content, set, err := f.fetch(ctx, p)
-		if ctx.Err() != nil { // a provider that went has no keys to come: who waits for them hears of it
-			p.Fail()
-			f.opt.Settle(p)
+		if ctx.Err() != nil {
 			return
 		}
 		f.opt.Count(p, err == nil)
@@ -123,7 +146,8 @@ func (f *Follower) follow(ctx context.Context, p *jwt.Provider) {
 			failures++
 			p.Fail()
 			f.opt.Log.Warn("a key set cannot be fetched; the one before stays, if there is one", "jwt_provider", p.Name, "host", p.Remote.Host, "error", err, "retry_in", wait.Round(time.Millisecond).String())
-		case bytes.Equal(content, last): // the tokens that were verified with it stay so
+		case bytes.Equal(content, last):
+			p.Same()
 			f.keep(p, content, set)
 		default:
 			p.Take(set)
@@ -134,10 +158,26 @@ func (f *Follower) follow(ctx context.Context, p *jwt.Provider) {
 			last, failures = content, 0
 		}
 		f.opt.Settle(p)
+		if !rest(ctx, p, wanted, wait) {
+			return
+		}
+	}
+}
+
+// rest waits for a time, or until the keys are wanted; false where that is over for good.
+func rest(ctx context.Context, p *jwt.Provider, wanted <-chan struct{}, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-			return
-		case <-time.After(wait):
+			return false
+		case <-timer.C:
+			return true
+		case <-wanted:
+			if p.Wanted() { // else the fetch before was told so too
+				return true
+			}
 		}
 	}
 }

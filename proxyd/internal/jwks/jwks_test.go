@@ -86,10 +86,10 @@ func (s *server) says(content string, err error) {
 
 func provider(t *testing.T, name string) *jwt.Provider {
 	p, err := jwt.NewProvider(&configv1.JwtProvider{Name: name, RemoteJwks: &configv1.RemoteJwks{
-		Cluster: "id", Host: "id.example.com", Path: "/keys", TimeoutMs: 5_000, CacheDurationMs: 600_000,
+		Cluster: "id", Host: "id.example.com", Path: "/keys", TimeoutMs: 5_000, CacheDurationMs: 600_000, KidMismatchMs: 30_000,
 	}}, &jwt.Needs{
 		Workers: 1, Cells: []*counters.JwtProvider{new(counters.JwtProvider)},
-		Cluster: func(string) (cluster.Handle, bool) { return 0, true },
+		Cluster: func(string) (cluster.Handle, bool) { return 0, true }, Ring: func() {},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +141,47 @@ func TestFollow(t *testing.T) {
 		time.Sleep(time.Hour)
 		if len(s.seen().asked) != n {
 			t.Error("a provider that went is followed")
+		}
+	})
+}
+
+// Keys that are wanted are fetched at once, whatever the set's age, and once more where they are wanted while a fetch is under way.
+func TestWanted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p, other := newServer(""), provider(t, "a"), provider(t, "b")
+		defer s.Close()
+		s.Set([]*jwt.Provider{p, other})
+		if n := len(s.seen().asked); n != 2 {
+			t.Fatalf("asked %d times", n)
+		}
+		s.Look() // nobody wants them
+		if n := len(s.seen().asked); n != 2 {
+			t.Errorf("asked %d times", n)
+		}
+		p.Want()
+		s.Look()
+		s.Look()
+		if seen := s.seen(); len(seen.asked) != 3 || seen.settled != 3 || p.Wanted() {
+			t.Errorf("%+v", seen)
+		}
+
+		s.mu.Lock()
+		s.answer = func() (string, error) {
+			if len(s.told.asked) == 4 {
+				p.Want()
+				go s.Look()
+			}
+			return keySet, nil
+		}
+		s.mu.Unlock()
+		p.Want()
+		s.Look()
+		if seen := s.seen(); len(seen.asked) != 5 || seen.settled != 5 || p.Wanted() {
+			t.Errorf("%+v", seen)
+		}
+		time.Sleep(5 * time.Minute)
+		if n := len(s.seen().asked); n != 5 {
+			t.Errorf("asked %d times", n)
 		}
 	})
 }

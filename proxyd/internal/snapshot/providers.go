@@ -21,7 +21,7 @@ func (r *build) jwtProvider(o *configv1.JwtProvider) (*jwt.Provider, error) {
 	p := r.previous.parts[key]
 	if p == nil || p.key != string(message) {
 		needs := &jwt.Needs{
-			Workers: r.Workers, Cells: r.Stats.JwtProviders(r.ctx, []string{o.GetName()})[0], Secrets: r.Secrets, Cluster: r.handle,
+			Workers: r.Workers, Cells: r.Stats.JwtProviders(r.ctx, []string{o.GetName()})[0], Secrets: r.Secrets, Cluster: r.handle, Ring: r.WantKeys,
 		}
 		if p != nil {
 			needs.Before = p.jwt

@@ -89,6 +89,8 @@ type Builder struct {
 	Pools []*upstream.Manager
 	// Spans makes the recorder of spans of a connection manager that exports them.
 	Spans func(*tracing.Config) (stream.AccessLog, error)
+	// WantKeys tells the main side that a provider of tokens wants its keys. Workers call it.
+	WantKeys func()
 	// Failing tells that the process is about to go with nobody in its place.
 	Failing atomic.Bool
 	// Log makes or finds the access log of an object.

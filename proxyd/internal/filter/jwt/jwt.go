@@ -27,20 +27,12 @@ const maxURL = 256
 // Filter is the filter of one object: a stream.Factory.
 type Filter struct {
 	providers []*Provider
-	any, all  []requirement
-	// lenient lets a request without a token pass, failing one whose tokens are refused too.
-	lenient, failing bool
-	preflight        bool
-	own              []ownName // headers that only the filter may set
-	front            front
-	workers          []scratch
-	cells            []*counters.JWT
-}
-
-// requirement is a token of a provider.
-type requirement struct {
-	provider  *Provider
-	audiences [][]byte
+	required  requirement
+	preflight bool
+	own       []ownName // headers that only the filter may set
+	front     front
+	workers   []scratch
+	cells     []*counters.JWT
 }
 
 type ownName struct {
@@ -63,10 +55,7 @@ type result struct {
 
 // New builds the filter. provider makes or finds the provider of a message.
 func New(o *configv1.JwtFilter, workers int, cells []*counters.JWT, provider func(*configv1.JwtProvider) (*Provider, error)) (*Filter, error) {
-	f := &Filter{
-		lenient: o.GetAllowMissing() || o.GetAllowMissingOrFailed(), failing: o.GetAllowMissingOrFailed(), preflight: o.GetBypassCorsPreflight(),
-		workers: make([]scratch, workers), cells: cells,
-	}
+	f := &Filter{preflight: o.GetBypassCorsPreflight(), workers: make([]scratch, workers), cells: cells}
 	f.front.Filter = f
 	byName := map[string]*Provider{}
 	for _, m := range o.GetProviders() {
@@ -82,27 +71,9 @@ func New(o *configv1.JwtFilter, workers int, cells []*counters.JWT, provider fun
 			f.own = append(f.own, ownName{p.claims[i].id, p.claims[i].name})
 		}
 	}
-	for _, of := range []struct {
-		from []*configv1.JwtRequirement
-		to   *[]requirement
-	}{{o.GetRequiresAny(), &f.any}, {o.GetRequiresAll(), &f.all}} {
-		for _, r := range of.from {
-			p := byName[r.GetProvider()]
-			if p == nil {
-				return nil, fmt.Errorf("jwt_provider %q is not there", r.GetProvider())
-			}
-			q := requirement{provider: p, audiences: p.audiences}
-			if len(r.GetAudiences()) > 0 {
-				q.audiences = nil
-			}
-			for _, a := range r.GetAudiences() {
-				q.audiences = append(q.audiences, []byte(a))
-			}
-			*of.to = append(*of.to, q)
-		}
-	}
-	if (len(f.any) == 0) == (len(f.all) == 0) || len(f.all) > 0 && f.lenient {
-		return nil, fmt.Errorf("it has one of requires_any and requires_all, and allows what is missing with requires_any only")
+	var err error
+	if f.required, err = newRequirement(o, byName); err != nil {
+		return nil, err
 	}
 	for _, p := range f.providers {
 		for _, n := range f.own {
@@ -140,6 +111,7 @@ type check struct {
 	*Filter
 	cb     *stream.Callbacks // while the request is held
 	paused bool
+	waits  uint8 // how often it has waited
 
 	on         *list // where it waits; nil: it does not
 	prev, next *check
@@ -192,14 +164,14 @@ func (f *front) DecodeHeaders(cb *stream.Callbacks, end bool) stream.Status {
 		f.cells[s.Worker.ID][counters.JWTAllowed]++
 		return stream.Leave
 	}
-	switch st, on := f.judge(s); st {
+	switch st, on := f.judge(s, true); st {
 	case good:
 		f.pass(s)
 		return stream.Leave
 	case waiting:
 		if on.n < maxWaiting {
 			c := f.workers[s.Worker.ID].free.Take()
-			c.Filter, c.cb = f.Filter, cb
+			c.Filter, c.cb, c.waits = f.Filter, cb, 1
 			cb.Become(c)
 			on.add(c)
 			if c.paused = !end; c.paused { // nothing but what has come is kept
@@ -237,7 +209,7 @@ func (c *check) again() {
 	if s.DecodeClosed() {
 		return // it was answered meanwhile: a time-out
 	}
-	switch st, on := c.judge(s); st {
+	switch st, on := c.judge(s, c.waits < mostWaits); st {
 	case good:
 		c.cb = nil
 		c.pass(s)
@@ -247,7 +219,8 @@ func (c *check) again() {
 		}
 		cb.ContinueDecoding()
 	case waiting:
-		on.add(c) // for another provider; there are not more than waited for this one
+		c.waits++
+		on.add(c) // there are not more than waited where it did
 	default:
 		c.cb = nil
 		c.refuse(s, st)
@@ -257,66 +230,6 @@ func (c *check) again() {
 // preflight tells a request that a browser makes on its own before one to another origin.
 func preflight(r *header.Request) bool {
 	return r.MethodID() == header.MethodOptions && len(r.Get(header.Origin)) > 0 && len(r.Get(header.AccessControlRequestMethod)) > 0
-}
-
-// judge tells whether the requirement is met, with the tokens in results, or where to wait for keys.
-func (f *Filter) judge(s *stream.Stream) (st status, on *list) {
-	mine := &f.workers[s.Worker.ID]
-	mine.results = mine.results[:0]
-	for i := range f.all {
-		if st := f.satisfy(mine, s, &f.all[i]); st != good {
-			return st, f.all[i].provider.waitingOn(s.Worker.ID)
-		}
-	}
-	if len(f.all) > 0 {
-		return good, nil
-	}
-	worst := missing
-	for i := range f.any {
-		st := f.satisfy(mine, s, &f.any[i])
-		if st == good {
-			return good, nil
-		}
-		mine.results = mine.results[:0]
-		switch {
-		case st == waiting:
-			if on == nil {
-				on = f.any[i].provider.waitingOn(s.Worker.ID)
-			}
-		case worst == missing, worst == unknownIssuer && st != missing: // the first that says more about a token
-			worst = st
-		}
-	}
-	switch {
-	case on != nil:
-		return waiting, on
-	case f.failing, f.lenient && worst == missing:
-		return good, nil
-	}
-	return worst, nil
-}
-
-// satisfy verifies the tokens of a request for one provider. All of them must be good: what the upstream takes is one of them.
-func (f *Filter) satisfy(mine *scratch, s *stream.Stream, q *requirement) status {
-	p := q.provider
-	found := find(p.workers[s.Worker.ID].found[:0], p.places, &s.Request)
-	p.workers[s.Worker.ID].found = found
-	switch {
-	case len(found) == 0:
-		return missing
-	case len(found) > maxTokens:
-		return multipleTokens
-	}
-	for i, raw := range found {
-		v, st := p.verify(s.Worker, raw, q.audiences)
-		if st != good {
-			return st
-		}
-		if i == 0 {
-			mine.results = append(mine.results, result{p, v})
-		}
-	}
-	return good
 }
 
 // pass tells the upstream what the tokens say.
@@ -400,6 +313,3 @@ func (p *Provider) reads(name []byte) bool {
 	}
 	return false
 }
-
-// waitingOn is where a worker's streams wait for the keys.
-func (p *Provider) waitingOn(worker int) *list { return &p.workers[worker].waiting }

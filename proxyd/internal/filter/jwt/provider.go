@@ -21,8 +21,11 @@ import (
 )
 
 const (
-	// maxWaiting bounds the streams of a worker that wait for the first keys of a provider.
+	// maxWaiting bounds the streams of a worker that wait for keys of a provider.
 	maxWaiting = 1024
+	// mostWaits bounds how often a stream waits for a key that a set does not have: a fetch that was under way when it asked may have
+	// begun before the key was there.
+	mostWaits = 2
 	// maxClaim bounds a claim that becomes a header, in bytes.
 	maxClaim = 8 << 10
 )
@@ -54,6 +57,12 @@ type Provider struct {
 	keys    atomic.Pointer[jwk.Set]
 	failed  atomic.Bool // the first keys could not be fetched
 	workers []perWorker
+
+	// Of keys that are fetched: the time from which on a token whose key is not in the set may have it fetched, on the workers' clock;
+	// that one has; that a fetch for one is under way; and that there are no more.
+	ring                  func()
+	missAfter             atomic.Int64
+	missed, fetches, gone atomic.Bool
 }
 
 // Remote says how keys are fetched.
@@ -61,7 +70,9 @@ type Remote struct {
 	Cluster           cluster.Handle
 	Host, Path        string
 	Timeout, CacheFor time.Duration
-	configured        *configv1.RemoteJwks
+	// KeyMismatch is the least time between two fetches for keys that are not in the set; 0: there are none.
+	KeyMismatch time.Duration
+	configured  *configv1.RemoteJwks
 }
 
 // claim is one that becomes a header.
@@ -87,6 +98,8 @@ type Needs struct {
 	Secrets *tlstransport.Secrets
 	// Cluster finds a cluster's handle.
 	Cluster func(name string) (cluster.Handle, bool)
+	// Ring tells whoever fetches keys that a provider Wants them. Workers call it: it does not block. nil: nobody is told.
+	Ring func()
 	// Before is the provider of that name in the snapshot before: where keys are fetched from the same place, its serve until
 	// newer ones are there. nil: there is none.
 	Before *Provider
@@ -152,9 +165,11 @@ func (p *Provider) source(o *configv1.JwtProvider, n *Needs) error {
 		p.Remote = &Remote{
 			Cluster: to, Host: r.GetHost(), Path: r.GetPath(), configured: r,
 			Timeout: time.Duration(r.GetTimeoutMs()) * time.Millisecond, CacheFor: time.Duration(r.GetCacheDurationMs()) * time.Millisecond,
+			KeyMismatch: time.Duration(r.GetKidMismatchMs()) * time.Millisecond,
 		}
-		if p.Remote.Timeout <= 0 || p.Remote.CacheFor <= 0 {
-			return fmt.Errorf("remote_jwks: timeout %d ms and cache_duration %d ms make no sense", r.GetTimeoutMs(), r.GetCacheDurationMs())
+		p.ring = n.Ring
+		if p.Remote.Timeout <= 0 || p.Remote.CacheFor <= 0 || p.Remote.KeyMismatch < 0 {
+			return fmt.Errorf("remote_jwks: timeout %d ms, cache_duration %d ms and kid_mismatch %d ms make no sense", r.GetTimeoutMs(), r.GetCacheDurationMs(), r.GetKidMismatchMs())
 		}
 		if b := n.Before; b != nil && b.Remote != nil && proto.Equal(b.Remote.configured, r) {
 			p.keys.Store(b.keys.Load())
@@ -191,14 +206,44 @@ func (p *Provider) Update(secrets *tlstransport.Secrets) error {
 	return nil
 }
 
-// Take publishes keys that were fetched; Fail says that the first could not be. Then Settle is called on every worker. Main's threads.
+// Wanted tells that somebody does, and no fetch has begun since. Main's threads.
+func (p *Provider) Wanted() bool { return p.missed.Load() }
+
+// Begin is called before each fetch: it serves whoever waits until then. wanted is that of Wanted. Main's threads.
+func (p *Provider) Begin() (wanted bool) {
+	if !p.missed.Load() {
+		return false
+	}
+	p.fetches.Store(true) // before the other, so that a worker sees one of them
+	p.missed.Store(false)
+	return true
+}
+
+// Take publishes keys that were fetched; Fail says that they could not be. Then Settle is called on every worker. Main's threads.
 func (p *Provider) Take(set *jwk.Set) {
 	p.keys.Store(set)
 	p.failed.Store(false)
+	p.fetches.Store(false)
+}
+
+// Same is Take for a set that did not change: what was verified with it stays so.
+func (p *Provider) Same() {
+	p.failed.Store(false)
+	p.fetches.Store(false)
 }
 
 // Fail is that of Take.
-func (p *Provider) Fail() { p.failed.Store(true) }
+func (p *Provider) Fail() {
+	p.failed.Store(true)
+	p.fetches.Store(false)
+}
+
+// Retire is Fail for a provider whose keys nobody fetches any more.
+func (p *Provider) Retire() {
+	p.gone.Store(true)
+	p.missed.Store(false)
+	p.Fail()
+}
 
 // Ready tells that there are keys.
 func (p *Provider) Ready() bool { return p.keys.Load() != nil }
@@ -213,8 +258,36 @@ func (p *Provider) Settle(worker int) {
 	}
 }
 
-// verify judges a token. What it answers holds whatever happens to the cache.
-func (p *Provider) verify(w *worker.Worker, raw []byte, audiences [][]byte) (*verified, status) {
+// unknownKey judges a token that a set has no key for: its key may be newer than the set, so that the set is fetched anew, with as
+// many streams waiting as come until it is here. Tokens are made by anybody, and so are their names of keys: the time between two such
+// fetches is the issuer's protection, and what comes in it is refused at once. patient: it may wait.
+func (p *Provider) unknownKey(w *worker.Worker, patient bool) status {
+	if !patient || p.Remote == nil || p.Remote.KeyMismatch == 0 || p.ring == nil || p.gone.Load() {
+		return noMatchingKey
+	}
+	if p.missed.Load() || p.fetches.Load() {
+		return waiting
+	}
+	after := p.missAfter.Load()
+	if w.Now() < after {
+		return noMatchingKey
+	}
+	if !p.missAfter.CompareAndSwap(after, w.Now()+int64(p.Remote.KeyMismatch)) {
+		return waiting // another worker asks at this moment
+	}
+	p.Cells[w.ID][counters.JwtProviderKidMismatch]++
+	p.Want()
+	return waiting
+}
+
+// Want asks for the keys at once. Any thread, of a provider that has a Ring.
+func (p *Provider) Want() {
+	p.missed.Store(true)
+	p.ring()
+}
+
+// verify judges a token. What it answers holds whatever happens to the cache. patient is that of judge.
+func (p *Provider) verify(w *worker.Worker, raw []byte, audiences [][]byte, patient bool) (*verified, status) {
 	mine, cells := &p.workers[w.ID], p.Cells[w.ID]
 	keys := p.keys.Load()
 	v := mine.cache.find(raw, keys)
@@ -255,7 +328,7 @@ func (p *Provider) verify(w *worker.Worker, raw []byte, audiences [][]byte) (*ve
 	}
 	switch keys.Verify(t.algorithm, t.keyID, t.keyID != nil, t.signed, t.signature) {
 	case jwk.NoKey:
-		return nil, noMatchingKey
+		return nil, p.unknownKey(w, patient)
 	case jwk.Wrong:
 		return nil, verificationFailed
 	}

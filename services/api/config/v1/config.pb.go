@@ -603,7 +603,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111, 0}
 }
 
 type WatchRequest struct {
@@ -8003,6 +8003,9 @@ func (x *GlobalRateLimitFilter) GetDescriptors() []*RateLimitDescriptor {
 type RateLimitDescriptor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Actions       []*RateLimitAction     `protobuf:"bytes,1,rep,name=actions,proto3" json:"actions,omitempty"`
+	HitsAddend    string                 `protobuf:"bytes,70,opt,name=hits_addend,json=hitsAddend,proto3" json:"hits_addend,omitempty"`          // what a request counts for it, a number, with access-log operators; "": the filter's
+	LimitRequests string                 `protobuf:"bytes,71,opt,name=limit_requests,json=limitRequests,proto3" json:"limit_requests,omitempty"` // instead of the service's limit: so many, likewise; "": the service's
+	LimitUnit     string                 `protobuf:"bytes,72,opt,name=limit_unit,json=limitUnit,proto3" json:"limit_unit,omitempty"`             // a "second" "minute" "hour" "day" "month" "year"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8044,6 +8047,27 @@ func (x *RateLimitDescriptor) GetActions() []*RateLimitAction {
 	return nil
 }
 
+func (x *RateLimitDescriptor) GetHitsAddend() string {
+	if x != nil {
+		return x.HitsAddend
+	}
+	return ""
+}
+
+func (x *RateLimitDescriptor) GetLimitRequests() string {
+	if x != nil {
+		return x.LimitRequests
+	}
+	return ""
+}
+
+func (x *RateLimitDescriptor) GetLimitUnit() string {
+	if x != nil {
+		return x.LimitUnit
+	}
+	return ""
+}
+
 // RateLimitAction makes one entry of a descriptor.
 type RateLimitAction struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -8057,6 +8081,7 @@ type RateLimitAction struct {
 	//	*RateLimitAction_QueryParameter
 	//	*RateLimitAction_DestinationCluster
 	//	*RateLimitAction_Match
+	//	*RateLimitAction_Format
 	Kind          isRateLimitAction_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -8167,6 +8192,15 @@ func (x *RateLimitAction) GetMatch() *RateLimitMatch {
 	return nil
 }
 
+func (x *RateLimitAction) GetFormat() string {
+	if x != nil {
+		if x, ok := x.Kind.(*RateLimitAction_Format); ok {
+			return x.Format
+		}
+	}
+	return ""
+}
+
 type isRateLimitAction_Kind interface {
 	isRateLimitAction_Kind()
 }
@@ -8195,6 +8229,10 @@ type RateLimitAction_Match struct {
 	Match *RateLimitMatch `protobuf:"bytes,15,opt,name=match,proto3,oneof"` // a value where conditions hold
 }
 
+type RateLimitAction_Format struct {
+	Format string `protobuf:"bytes,70,opt,name=format,proto3,oneof"` // a text with access-log operators
+}
+
 func (*RateLimitAction_GenericKey) isRateLimitAction_Kind() {}
 
 func (*RateLimitAction_RemoteAddress) isRateLimitAction_Kind() {}
@@ -8206,6 +8244,8 @@ func (*RateLimitAction_QueryParameter) isRateLimitAction_Kind() {}
 func (*RateLimitAction_DestinationCluster) isRateLimitAction_Kind() {}
 
 func (*RateLimitAction_Match) isRateLimitAction_Kind() {}
+
+func (*RateLimitAction_Format) isRateLimitAction_Kind() {}
 
 // AddressMask are the lengths of prefixes.
 type AddressMask struct {
@@ -8337,6 +8377,7 @@ type JwtFilter struct {
 	AllowMissing         bool                   `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`                             // of requires_any: a request without a token passes
 	AllowMissingOrFailed bool                   `protobuf:"varint,5,opt,name=allow_missing_or_failed,json=allowMissingOrFailed,proto3" json:"allow_missing_or_failed,omitempty"` // likewise, and one whose token is refused
 	BypassCorsPreflight  bool                   `protobuf:"varint,6,opt,name=bypass_cors_preflight,json=bypassCorsPreflight,proto3" json:"bypass_cors_preflight,omitempty"`      // a preflight request passes
+	Requires             *JwtRequirements       `protobuf:"bytes,70,opt,name=requires,proto3" json:"requires,omitempty"`                                                         // instead of the two lists
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -8413,6 +8454,172 @@ func (x *JwtFilter) GetBypassCorsPreflight() bool {
 	return false
 }
 
+func (x *JwtFilter) GetRequires() *JwtRequirements {
+	if x != nil {
+		return x.Requires
+	}
+	return nil
+}
+
+// JwtRequirements are what is required, as a tree: of one kind, with at most 8 levels and 64 providers in all.
+type JwtRequirements struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*JwtRequirements_Provider
+	//	*JwtRequirements_Any
+	//	*JwtRequirements_All
+	Kind                 isJwtRequirements_Kind `protobuf_oneof:"kind"`
+	AllowMissing         bool                   `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`                             // of any: met where every token is missing
+	AllowMissingOrFailed bool                   `protobuf:"varint,5,opt,name=allow_missing_or_failed,json=allowMissingOrFailed,proto3" json:"allow_missing_or_failed,omitempty"` // likewise, and where they are refused
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *JwtRequirements) Reset() {
+	*x = JwtRequirements{}
+	mi := &file_config_v1_config_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtRequirements) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtRequirements) ProtoMessage() {}
+
+func (x *JwtRequirements) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtRequirements.ProtoReflect.Descriptor instead.
+func (*JwtRequirements) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *JwtRequirements) GetKind() isJwtRequirements_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *JwtRequirements) GetProvider() *JwtRequirement {
+	if x != nil {
+		if x, ok := x.Kind.(*JwtRequirements_Provider); ok {
+			return x.Provider
+		}
+	}
+	return nil
+}
+
+func (x *JwtRequirements) GetAny() *JwtRequirementList {
+	if x != nil {
+		if x, ok := x.Kind.(*JwtRequirements_Any); ok {
+			return x.Any
+		}
+	}
+	return nil
+}
+
+func (x *JwtRequirements) GetAll() *JwtRequirementList {
+	if x != nil {
+		if x, ok := x.Kind.(*JwtRequirements_All); ok {
+			return x.All
+		}
+	}
+	return nil
+}
+
+func (x *JwtRequirements) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *JwtRequirements) GetAllowMissingOrFailed() bool {
+	if x != nil {
+		return x.AllowMissingOrFailed
+	}
+	return false
+}
+
+type isJwtRequirements_Kind interface {
+	isJwtRequirements_Kind()
+}
+
+type JwtRequirements_Provider struct {
+	Provider *JwtRequirement `protobuf:"bytes,1,opt,name=provider,proto3,oneof"` // a token of it
+}
+
+type JwtRequirements_Any struct {
+	Any *JwtRequirementList `protobuf:"bytes,2,opt,name=any,proto3,oneof"` // one of these is enough
+}
+
+type JwtRequirements_All struct {
+	All *JwtRequirementList `protobuf:"bytes,3,opt,name=all,proto3,oneof"` // each of these
+}
+
+func (*JwtRequirements_Provider) isJwtRequirements_Kind() {}
+
+func (*JwtRequirements_Any) isJwtRequirements_Kind() {}
+
+func (*JwtRequirements_All) isJwtRequirements_Kind() {}
+
+type JwtRequirementList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requirements  []*JwtRequirements     `protobuf:"bytes,1,rep,name=requirements,proto3" json:"requirements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JwtRequirementList) Reset() {
+	*x = JwtRequirementList{}
+	mi := &file_config_v1_config_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JwtRequirementList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JwtRequirementList) ProtoMessage() {}
+
+func (x *JwtRequirementList) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JwtRequirementList.ProtoReflect.Descriptor instead.
+func (*JwtRequirementList) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *JwtRequirementList) GetRequirements() []*JwtRequirements {
+	if x != nil {
+		return x.Requirements
+	}
+	return nil
+}
+
 type JwtRequirement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`   // by name
@@ -8423,7 +8630,7 @@ type JwtRequirement struct {
 
 func (x *JwtRequirement) Reset() {
 	*x = JwtRequirement{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8435,7 +8642,7 @@ func (x *JwtRequirement) String() string {
 func (*JwtRequirement) ProtoMessage() {}
 
 func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8448,7 +8655,7 @@ func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirement.ProtoReflect.Descriptor instead.
 func (*JwtRequirement) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JwtRequirement) GetProvider() string {
@@ -8492,7 +8699,7 @@ type JwtProvider struct {
 
 func (x *JwtProvider) Reset() {
 	*x = JwtProvider{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8504,7 +8711,7 @@ func (x *JwtProvider) String() string {
 func (*JwtProvider) ProtoMessage() {}
 
 func (x *JwtProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8517,7 +8724,7 @@ func (x *JwtProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
 func (*JwtProvider) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *JwtProvider) GetName() string {
@@ -8656,7 +8863,7 @@ type JwtHeader struct {
 
 func (x *JwtHeader) Reset() {
 	*x = JwtHeader{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8668,7 +8875,7 @@ func (x *JwtHeader) String() string {
 func (*JwtHeader) ProtoMessage() {}
 
 func (x *JwtHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8681,7 +8888,7 @@ func (x *JwtHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtHeader.ProtoReflect.Descriptor instead.
 func (*JwtHeader) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *JwtHeader) GetName() string {
@@ -8708,7 +8915,7 @@ type JwtClaim struct {
 
 func (x *JwtClaim) Reset() {
 	*x = JwtClaim{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8720,7 +8927,7 @@ func (x *JwtClaim) String() string {
 func (*JwtClaim) ProtoMessage() {}
 
 func (x *JwtClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8733,7 +8940,7 @@ func (x *JwtClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtClaim.ProtoReflect.Descriptor instead.
 func (*JwtClaim) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *JwtClaim) GetHeader() string {
@@ -8758,13 +8965,14 @@ type RemoteJwks struct {
 	Path            string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`                                                 // with its query
 	TimeoutMs       int64                  `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`                     // default 5 000
 	CacheDurationMs int64                  `protobuf:"varint,5,opt,name=cache_duration_ms,json=cacheDurationMs,proto3" json:"cache_duration_ms,omitempty"` // default 600 000: fetched again 5 s before
+	KidMismatchMs   int64                  `protobuf:"varint,70,opt,name=kid_mismatch_ms,json=kidMismatchMs,proto3" json:"kid_mismatch_ms,omitempty"`      // a token that names no key of the set has it fetched at once, at most once in this time; 0: it has not
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RemoteJwks) Reset() {
 	*x = RemoteJwks{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8776,7 +8984,7 @@ func (x *RemoteJwks) String() string {
 func (*RemoteJwks) ProtoMessage() {}
 
 func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8789,7 +8997,7 @@ func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteJwks.ProtoReflect.Descriptor instead.
 func (*RemoteJwks) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RemoteJwks) GetCluster() string {
@@ -8827,6 +9035,13 @@ func (x *RemoteJwks) GetCacheDurationMs() int64 {
 	return 0
 }
 
+func (x *RemoteJwks) GetKidMismatchMs() int64 {
+	if x != nil {
+		return x.KidMismatchMs
+	}
+	return 0
+}
+
 // HeaderFilter edits headers at its place among the filters (Envoy's header_mutation).
 type HeaderFilter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -8838,7 +9053,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8850,7 +9065,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8863,7 +9078,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -8898,7 +9113,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8910,7 +9125,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8923,7 +9138,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -9007,7 +9222,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9019,7 +9234,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9032,7 +9247,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -9114,7 +9329,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9126,7 +9341,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9139,7 +9354,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -9202,7 +9417,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9214,7 +9429,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9227,7 +9442,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -9254,7 +9469,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9266,7 +9481,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9279,7 +9494,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -9309,7 +9524,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9321,7 +9536,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9334,7 +9549,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -9377,7 +9592,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9389,7 +9604,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9402,7 +9617,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -9441,7 +9656,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9453,7 +9668,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9466,7 +9681,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -9523,7 +9738,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9535,7 +9750,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9548,7 +9763,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -9582,7 +9797,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9594,7 +9809,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9607,7 +9822,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -9628,7 +9843,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9640,7 +9855,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9653,7 +9868,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -9683,7 +9898,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9695,7 +9910,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9708,7 +9923,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -9743,16 +9958,17 @@ func (x *BasicAuthFilter) GetKeepAuthorization() bool {
 type HealthCheckFilter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	PassThrough   bool                   `protobuf:"varint,2,opt,name=pass_through,json=passThrough,proto3" json:"pass_through,omitempty"` // the upstream answers while the proxy serves
-	Clusters      []*ClusterShare        `protobuf:"bytes,3,rep,name=clusters,proto3" json:"clusters,omitempty"`                           // each needs so many of its hosts healthy
-	Match         *RouteMatch            `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                                 // further conditions: headers; no path
+	PassThrough   bool                   `protobuf:"varint,2,opt,name=pass_through,json=passThrough,proto3" json:"pass_through,omitempty"`    // the upstream answers while the proxy serves
+	Clusters      []*ClusterShare        `protobuf:"bytes,3,rep,name=clusters,proto3" json:"clusters,omitempty"`                              // each needs so many of its hosts healthy
+	Match         *RouteMatch            `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                                    // further conditions: headers; no path
+	CacheTimeMs   int64                  `protobuf:"varint,70,opt,name=cache_time_ms,json=cacheTimeMs,proto3" json:"cache_time_ms,omitempty"` // with pass_through: the upstream's answer serves for so long; 0: each check is passed on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9764,7 +9980,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9777,7 +9993,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -9808,6 +10024,13 @@ func (x *HealthCheckFilter) GetMatch() *RouteMatch {
 	return nil
 }
 
+func (x *HealthCheckFilter) GetCacheTimeMs() int64 {
+	if x != nil {
+		return x.CacheTimeMs
+	}
+	return 0
+}
+
 type ClusterShare struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -9818,7 +10041,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9830,7 +10053,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9843,7 +10066,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -9873,7 +10096,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9885,7 +10108,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9898,7 +10121,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -9944,7 +10167,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9956,7 +10179,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9969,7 +10192,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -10025,7 +10248,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10037,7 +10260,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10050,7 +10273,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *Stats) GetListen() string {
@@ -10090,7 +10313,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10102,7 +10325,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10115,7 +10338,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -10182,7 +10405,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10194,7 +10417,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10207,7 +10430,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -10262,7 +10485,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10274,7 +10497,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10287,7 +10510,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -10313,7 +10536,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10325,7 +10548,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10338,7 +10561,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -10360,7 +10583,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10372,7 +10595,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10385,7 +10608,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -10428,7 +10651,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10440,7 +10663,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10453,7 +10676,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -10488,7 +10711,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10500,7 +10723,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10513,7 +10736,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -10546,7 +10769,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10558,7 +10781,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10571,7 +10794,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -10591,7 +10814,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10603,7 +10826,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10616,7 +10839,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -10642,7 +10865,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10654,7 +10877,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10667,7 +10890,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -10688,7 +10911,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10700,7 +10923,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10713,7 +10936,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -10752,7 +10975,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10764,7 +10987,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10777,7 +11000,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -10837,7 +11060,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10849,7 +11072,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10862,7 +11085,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 type ReloadReply struct {
@@ -10878,7 +11101,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10890,7 +11113,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10903,7 +11126,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -10949,7 +11172,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10961,7 +11184,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10974,7 +11197,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 type StatusReply struct {
@@ -10994,7 +11217,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11006,7 +11229,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11019,7 +11242,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -11104,7 +11327,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11116,7 +11339,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11129,7 +11352,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -11208,7 +11431,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11220,7 +11443,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11233,7 +11456,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -11285,7 +11508,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11297,7 +11520,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11310,7 +11533,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -11363,7 +11586,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11375,7 +11598,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11388,7 +11611,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
 }
 
 type HistoryReply struct {
@@ -11400,7 +11623,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11412,7 +11635,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11425,7 +11648,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -11448,7 +11671,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11460,7 +11683,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11473,7 +11696,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -11523,7 +11746,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11535,7 +11758,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11548,7 +11771,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -11579,7 +11802,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11591,7 +11814,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11604,7 +11827,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -11666,7 +11889,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11678,7 +11901,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11691,7 +11914,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -11760,7 +11983,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11772,7 +11995,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11785,7 +12008,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -11815,7 +12038,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11827,7 +12050,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11840,7 +12063,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -11889,7 +12112,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11901,7 +12124,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11914,7 +12137,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -11951,7 +12174,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[137]
+	mi := &file_config_v1_config_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11963,7 +12186,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[137]
+	mi := &file_config_v1_config_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11976,7 +12199,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -12694,9 +12917,14 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\vdescriptors\x18\f \x03(\v2&.retinue.config.v1.RateLimitDescriptorR\vdescriptorsB\n" +
 	"\n" +
 	"\b_enabledB\v\n" +
-	"\t_enforced\"S\n" +
+	"\t_enforced\"\xba\x01\n" +
 	"\x13RateLimitDescriptor\x12<\n" +
-	"\aactions\x18\x01 \x03(\v2\".retinue.config.v1.RateLimitActionR\aactions\"\xff\x02\n" +
+	"\aactions\x18\x01 \x03(\v2\".retinue.config.v1.RateLimitActionR\aactions\x12\x1f\n" +
+	"\vhits_addend\x18F \x01(\tR\n" +
+	"hitsAddend\x12%\n" +
+	"\x0elimit_requests\x18G \x01(\tR\rlimitRequests\x12\x1d\n" +
+	"\n" +
+	"limit_unit\x18H \x01(\tR\tlimitUnit\"\x99\x03\n" +
 	"\x0fRateLimitAction\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12$\n" +
 	"\x0eskip_if_absent\x18\x02 \x01(\bR\fskipIfAbsent\x12!\n" +
@@ -12707,7 +12935,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0erequest_header\x18\f \x01(\tH\x00R\rrequestHeader\x12)\n" +
 	"\x0fquery_parameter\x18\r \x01(\tH\x00R\x0equeryParameter\x121\n" +
 	"\x13destination_cluster\x18\x0e \x01(\bH\x00R\x12destinationCluster\x129\n" +
-	"\x05match\x18\x0f \x01(\v2!.retinue.config.v1.RateLimitMatchH\x00R\x05matchB\x06\n" +
+	"\x05match\x18\x0f \x01(\v2!.retinue.config.v1.RateLimitMatchH\x00R\x05match\x12\x18\n" +
+	"\x06format\x18F \x01(\tH\x00R\x06formatB\x06\n" +
 	"\x04kind\"k\n" +
 	"\vAddressMask\x12\x14\n" +
 	"\x05whole\x18\x01 \x01(\bR\x05whole\x12\"\n" +
@@ -12716,14 +12945,24 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0eRateLimitMatch\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\tR\x05value\x12&\n" +
 	"\x0fexpect_no_match\x18\x02 \x01(\bR\rexpectNoMatch\x123\n" +
-	"\x05match\x18\x03 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\"\xe5\x02\n" +
+	"\x05match\x18\x03 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\"\xa5\x03\n" +
 	"\tJwtFilter\x12<\n" +
 	"\tproviders\x18\x01 \x03(\v2\x1e.retinue.config.v1.JwtProviderR\tproviders\x12D\n" +
 	"\frequires_any\x18\x02 \x03(\v2!.retinue.config.v1.JwtRequirementR\vrequiresAny\x12D\n" +
 	"\frequires_all\x18\x03 \x03(\v2!.retinue.config.v1.JwtRequirementR\vrequiresAll\x12#\n" +
 	"\rallow_missing\x18\x04 \x01(\bR\fallowMissing\x125\n" +
 	"\x17allow_missing_or_failed\x18\x05 \x01(\bR\x14allowMissingOrFailed\x122\n" +
-	"\x15bypass_cors_preflight\x18\x06 \x01(\bR\x13bypassCorsPreflight\"J\n" +
+	"\x15bypass_cors_preflight\x18\x06 \x01(\bR\x13bypassCorsPreflight\x12>\n" +
+	"\brequires\x18F \x01(\v2\".retinue.config.v1.JwtRequirementsR\brequires\"\xac\x02\n" +
+	"\x0fJwtRequirements\x12?\n" +
+	"\bprovider\x18\x01 \x01(\v2!.retinue.config.v1.JwtRequirementH\x00R\bprovider\x129\n" +
+	"\x03any\x18\x02 \x01(\v2%.retinue.config.v1.JwtRequirementListH\x00R\x03any\x129\n" +
+	"\x03all\x18\x03 \x01(\v2%.retinue.config.v1.JwtRequirementListH\x00R\x03all\x12#\n" +
+	"\rallow_missing\x18\x04 \x01(\bR\fallowMissing\x125\n" +
+	"\x17allow_missing_or_failed\x18\x05 \x01(\bR\x14allowMissingOrFailedB\x06\n" +
+	"\x04kind\"\\\n" +
+	"\x12JwtRequirementList\x12F\n" +
+	"\frequirements\x18\x01 \x03(\v2\".retinue.config.v1.JwtRequirementsR\frequirements\"J\n" +
 	"\x0eJwtRequirement\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\"\xd7\x05\n" +
@@ -12755,7 +12994,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\fvalue_prefix\x18\x02 \x01(\tR\vvaluePrefix\"8\n" +
 	"\bJwtClaim\x12\x16\n" +
 	"\x06header\x18\x01 \x01(\tR\x06header\x12\x14\n" +
-	"\x05claim\x18\x02 \x01(\tR\x05claim\"\x99\x01\n" +
+	"\x05claim\x18\x02 \x01(\tR\x05claim\"\xc1\x01\n" +
 	"\n" +
 	"RemoteJwks\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
@@ -12763,7 +13002,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x04 \x01(\x03R\ttimeoutMs\x12*\n" +
-	"\x11cache_duration_ms\x18\x05 \x01(\x03R\x0fcacheDurationMs\"\x80\x01\n" +
+	"\x11cache_duration_ms\x18\x05 \x01(\x03R\x0fcacheDurationMs\x12&\n" +
+	"\x0fkid_mismatch_ms\x18F \x01(\x03R\rkidMismatchMs\"\x80\x01\n" +
 	"\fHeaderFilter\x126\n" +
 	"\arequest\x18\x01 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\arequest\x128\n" +
 	"\bresponse\x18\x02 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\bresponse\"\x98\x02\n" +
@@ -12847,12 +13087,13 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x05realm\x18\x02 \x01(\tR\x05realm\x12\x1f\n" +
 	"\vuser_header\x18\x03 \x01(\tR\n" +
 	"userHeader\x12-\n" +
-	"\x12keep_authorization\x18\x04 \x01(\bR\x11keepAuthorization\"\xbc\x01\n" +
+	"\x12keep_authorization\x18\x04 \x01(\bR\x11keepAuthorization\"\xe0\x01\n" +
 	"\x11HealthCheckFilter\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12!\n" +
 	"\fpass_through\x18\x02 \x01(\bR\vpassThrough\x12;\n" +
 	"\bclusters\x18\x03 \x03(\v2\x1f.retinue.config.v1.ClusterShareR\bclusters\x123\n" +
-	"\x05match\x18\x04 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\"I\n" +
+	"\x05match\x18\x04 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\x12\"\n" +
+	"\rcache_time_ms\x18F \x01(\x03R\vcacheTimeMs\"I\n" +
 	"\fClusterShare\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1f\n" +
 	"\vmin_healthy\x18\x02 \x01(\rR\n" +
@@ -13110,7 +13351,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 138)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -13209,69 +13450,71 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*AddressMask)(nil),           // 94: retinue.config.v1.AddressMask
 	(*RateLimitMatch)(nil),        // 95: retinue.config.v1.RateLimitMatch
 	(*JwtFilter)(nil),             // 96: retinue.config.v1.JwtFilter
-	(*JwtRequirement)(nil),        // 97: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 98: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 99: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 100: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 101: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 102: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 103: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 104: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 105: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 106: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 107: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 108: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 109: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 110: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 111: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 112: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 113: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 114: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 115: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 116: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 117: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 118: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 119: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 120: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 121: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 122: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 123: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 124: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 125: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 126: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 127: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 128: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 129: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 130: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 131: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 132: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 133: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 134: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 135: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 136: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 137: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 138: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 139: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 140: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 141: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 142: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 143: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 144: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 145: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 146: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 147: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 148: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 149: retinue.suite.v1.Hello
+	(*JwtRequirements)(nil),       // 97: retinue.config.v1.JwtRequirements
+	(*JwtRequirementList)(nil),    // 98: retinue.config.v1.JwtRequirementList
+	(*JwtRequirement)(nil),        // 99: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 100: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 101: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 102: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 103: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 104: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 105: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 106: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 107: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 108: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 109: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 110: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 111: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 112: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 113: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 114: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 115: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 116: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 117: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 118: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 119: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 120: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 121: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 122: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 123: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 124: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 125: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 126: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 127: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 128: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 129: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 130: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 131: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 132: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 133: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 134: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 135: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 136: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 137: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 138: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 139: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 140: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 141: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 142: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 143: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 144: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 145: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 146: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 147: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 148: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 149: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 150: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 151: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	12,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	13,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	14,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	16,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	149, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	151, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	15,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	149, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	151, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	18,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	22,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	23,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -13279,8 +13522,8 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	24,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	26,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	19,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	128, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	125, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	130, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	127, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	20,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	21,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	27,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
@@ -13288,11 +13531,11 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	41,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
 	68,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
 	85,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	119, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	121, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	36,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
 	87,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
 	89,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	121, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	123, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	29,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	28,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	28,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -13388,18 +13631,18 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	25,  // 121: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
 	6,   // 122: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
 	25,  // 123: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	102, // 124: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	103, // 125: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	104, // 126: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	105, // 127: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	106, // 128: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	111, // 129: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	112, // 130: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	113, // 131: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	114, // 132: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	115, // 133: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	117, // 134: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	118, // 135: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	104, // 124: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	105, // 125: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	106, // 126: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	107, // 127: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	108, // 128: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	113, // 129: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	114, // 130: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	115, // 131: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	116, // 132: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	117, // 133: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	119, // 134: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	120, // 135: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
 	90,  // 136: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
 	91,  // 137: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
 	96,  // 138: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
@@ -13409,78 +13652,83 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	94,  // 142: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
 	95,  // 143: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
 	51,  // 144: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	98,  // 145: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	97,  // 146: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	97,  // 147: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	101, // 148: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	99,  // 149: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	100, // 150: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	66,  // 151: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	66,  // 152: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	51,  // 153: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	107, // 154: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	107, // 155: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	108, // 156: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	109, // 157: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	110, // 158: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	25,  // 159: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	51,  // 160: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	52,  // 161: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	116, // 162: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	51,  // 163: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	120, // 164: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	10,  // 165: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	122, // 166: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	122, // 167: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	122, // 168: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	122, // 169: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	149, // 170: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	128, // 171: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	125, // 172: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	83,  // 173: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	131, // 174: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 175: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	25,  // 176: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	131, // 177: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	149, // 178: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	137, // 179: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	138, // 180: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	136, // 181: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	125, // 182: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 183: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	141, // 184: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	144, // 185: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	131, // 186: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	8,   // 187: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	25,  // 188: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	67,  // 189: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	148, // 190: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	25,  // 191: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	11,  // 192: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	123, // 193: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	129, // 194: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	132, // 195: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	134, // 196: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	139, // 197: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	142, // 198: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	145, // 199: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	126, // 200: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	146, // 201: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	17,  // 202: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	124, // 203: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	130, // 204: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	133, // 205: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	135, // 206: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	140, // 207: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	143, // 208: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	133, // 209: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	127, // 210: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	147, // 211: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	202, // [202:212] is the sub-list for method output_type
-	192, // [192:202] is the sub-list for method input_type
-	192, // [192:192] is the sub-list for extension type_name
-	192, // [192:192] is the sub-list for extension extendee
-	0,   // [0:192] is the sub-list for field type_name
+	100, // 145: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	99,  // 146: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	99,  // 147: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	97,  // 148: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
+	99,  // 149: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
+	98,  // 150: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
+	98,  // 151: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
+	97,  // 152: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
+	103, // 153: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	101, // 154: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	102, // 155: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	66,  // 156: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	66,  // 157: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	51,  // 158: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	109, // 159: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	109, // 160: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	110, // 161: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	111, // 162: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	112, // 163: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	25,  // 164: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	51,  // 165: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	52,  // 166: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	118, // 167: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	51,  // 168: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	122, // 169: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	10,  // 170: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	124, // 171: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	124, // 172: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	124, // 173: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	124, // 174: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	151, // 175: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	130, // 176: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	127, // 177: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	83,  // 178: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	133, // 179: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 180: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	25,  // 181: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	133, // 182: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	151, // 183: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	139, // 184: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	140, // 185: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	138, // 186: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	127, // 187: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 188: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	143, // 189: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	146, // 190: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	133, // 191: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	8,   // 192: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	25,  // 193: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	67,  // 194: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	150, // 195: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	25,  // 196: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	11,  // 197: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	125, // 198: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	131, // 199: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	134, // 200: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	136, // 201: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	141, // 202: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	144, // 203: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	147, // 204: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	128, // 205: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	148, // 206: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	17,  // 207: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	126, // 208: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	132, // 209: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	135, // 210: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	137, // 211: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	142, // 212: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	145, // 213: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	135, // 214: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	129, // 215: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	149, // 216: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	207, // [207:217] is the sub-list for method output_type
+	197, // [197:207] is the sub-list for method input_type
+	197, // [197:197] is the sub-list for extension type_name
+	197, // [197:197] is the sub-list for extension extendee
+	0,   // [0:197] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -13585,18 +13833,24 @@ func file_config_v1_config_proto_init() {
 		(*RateLimitAction_QueryParameter)(nil),
 		(*RateLimitAction_DestinationCluster)(nil),
 		(*RateLimitAction_Match)(nil),
+		(*RateLimitAction_Format)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[92].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[93].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[86].OneofWrappers = []any{
+		(*JwtRequirements_Provider)(nil),
+		(*JwtRequirements_Any)(nil),
+		(*JwtRequirements_All)(nil),
+	}
 	file_config_v1_config_proto_msgTypes[94].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[99].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[95].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[96].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[101].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      11,
-			NumMessages:   138,
+			NumMessages:   140,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
