@@ -37,9 +37,10 @@ func numberField(b []byte, n protowire.Number, v uint64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, n, protowire.VarintType), v)
 }
 
-// asked is what a RateLimitRequest asks about: "domain: key=value,key=value; key=value", "domain +3: …" where it counts for three.
+// asked is what a RateLimitRequest asks about: "domain: key=value,key=value; key=value", "domain +3: …" where it counts for three,
+// with the limit and the count of a descriptor behind its entries.
 func asked(request []byte) string {
-	const domain, descriptors, hits, entries, key, value = 1, 2, 3, 1, 1, 2
+	const domain, descriptors, hits, entries, limit, descriptorHits, key, value, requests, unit, wrapped = 1, 2, 3, 1, 2, 3, 1, 2, 1, 2, 1
 	var list []string
 	about := string(wire(request, domain))
 	if n := integer(request, hits); n > 0 {
@@ -48,6 +49,10 @@ func asked(request []byte) string {
 	every(request, descriptors, func(d []byte) {
 		var words []string
 		every(d, entries, func(e []byte) { words = append(words, string(wire(e, key))+"="+string(wire(e, value))) })
+		every(d, limit, func(l []byte) {
+			words = append(words, fmt.Sprintf("limit %d/%d", integer(l, requests), integer(l, unit)))
+		})
+		every(d, descriptorHits, func(h []byte) { words = append(words, fmt.Sprintf("+%d", integer(h, wrapped))) })
 		list = append(list, strings.Join(words, ","))
 	})
 	return about + ": " + strings.Join(list, "; ")
@@ -188,6 +193,38 @@ filter "global_rate_limit" "user" {
     }
   }
 }
+filter "global_rate_limit" "plans" {
+  cluster     = cluster.limits
+  domain      = "plans"
+  timeout     = "20s"
+  hits_addend = 2
+  descriptor {
+    action "generic_key" {
+      descriptor_key   = "route"
+      descriptor_value = "%ROUTE_NAME%"
+    }
+    action "generic_key" {
+      descriptor_key   = "user"
+      descriptor_value = "%REQ(X-USER)%"
+      skip_if_absent   = true
+    }
+    hits_addend = "%REQ(X-COST)%"
+    limit {
+      requests_per_unit = "%REQ(X-PLAN)%"
+      unit              = "minute"
+    }
+  }
+  descriptor {
+    action "generic_key" {
+      descriptor_key   = "user"
+      descriptor_value = "%REQ(X-USER)%"
+    }
+    limit {
+      requests_per_unit = "1000"
+      unit              = "day"
+    }
+  }
+}
 filter "global_rate_limit" "shadow" {
   cluster  = cluster.limits
   domain   = "shadow"
@@ -266,6 +303,10 @@ listener "web" {
       route "/user/*" {
         cluster = cluster.app
         filters = [filter.global_rate_limit.user]
+      }
+      route "/plans/*" {
+        cluster = cluster.app
+        filters = [filter.global_rate_limit.plans]
       }
       route "/shadow/*" {
         cluster = cluster.app
@@ -372,6 +413,10 @@ func TestGlobalRateLimit(t *testing.T) {
 		{path: "/none/over", status: 200, body: "|hello"},
 		{path: "/user/over", status: 200, body: "|hello"},
 		{path: "/user/x", headers: map[string]string{"x-user": "/over"}, status: 429, flags: "RL request_rate_limited", asked: "user: user=/over"},
+		{path: "/plans/a", status: 200, asked: "plans +2: route=/plans/*"},
+		{path: "/plans/b", headers: map[string]string{"x-user": "ann", "x-cost": "7", "x-plan": "300"}, status: 200, asked: "plans +2: route=/plans/*,user=ann,limit 300/2,+7; user=ann,limit 1000/4"},
+		{path: "/plans/c", headers: map[string]string{"x-user": "ann", "x-cost": "much", "x-plan": "-3"}, status: 200, asked: "plans +2: route=/plans/*,user=ann; user=ann,limit 1000/4"},
+		{path: "/plans/d", headers: map[string]string{"x-user": "/over", "x-cost": "0"}, status: 429, flags: "RL request_rate_limited", asked: "plans +2: route=/plans/*,user=/over,+0; user=/over,limit 1000/4"},
 		{path: "/shadow/over", status: 200, asked: "shadow: path=/shadow/over", more: map[string]string{"x-envoy-ratelimited": ""}},
 
 		{path: "/hasty/x", status: 200, body: "|hello"},

@@ -1,7 +1,9 @@
 package compile
 
 import (
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	configv1 "retinue.dev/services/api/config/v1"
@@ -14,6 +16,7 @@ import (
 const (
 	maxDescriptors = 32
 	maxActions     = 16 // of a descriptor
+	maxHits        = 1_000_000_000
 )
 
 func (c *compiler) globalRateLimitFilter(n *schema.Node, f *configv1.Filter) {
@@ -46,7 +49,28 @@ func (c *compiler) rateLimitDescriptor(n *schema.Node) *configv1.RateLimitDescri
 	for _, a := range actions {
 		c.within(a, func() { d.Actions = append(d.Actions, c.rateLimitAction(a)) })
 	}
+	d.HitsAddend = c.numberFormat(n, "hits_addend", maxHits)
+	if l := n.Child("limit"); l != nil {
+		c.within(l, func() {
+			d.LimitRequests, d.LimitUnit = c.numberFormat(l, "requests_per_unit", math.MaxUint32), l.Str("unit")
+		})
+	}
 	return d
+}
+
+// numberFormat is a number, or a text with operators that gives one for a request.
+func (c *compiler) numberFormat(n *schema.Node, attr string, most uint64) string {
+	text := n.Str(attr)
+	switch {
+	case !n.Has(attr) || n.Failed(attr):
+	case strings.Contains(text, "%"):
+		c.format(n.Get(attr))
+	default:
+		if number, err := strconv.ParseUint(text, 10, 64); err != nil || number > most {
+			c.diags.Report(diag.OutOfRange, n.Range(attr), "Not a number", "%s is a number up to %d, or a text with operators.", attr, most)
+		}
+	}
+	return text
 }
 
 // pseudoHeaders are what request_headers takes beside names of headers.
@@ -67,7 +91,16 @@ func (c *compiler) rateLimitAction(n *schema.Node) *configv1.RateLimitAction {
 	}
 	switch n.Label {
 	case "generic_key":
-		a.Kind = &configv1.RateLimitAction_GenericKey{GenericKey: n.Str("descriptor_value")}
+		text := n.Str("descriptor_value")
+		a.Kind = &configv1.RateLimitAction_GenericKey{GenericKey: text}
+		switch {
+		case strings.Contains(text, "%"):
+			if c.format(n.Get("descriptor_value")) {
+				a.Kind = &configv1.RateLimitAction_Format{Format: text}
+			}
+		case n.Own("skip_if_absent"):
+			c.diags.Report(diag.Exclusive, n.Range("skip_if_absent"), "Never absent", "A value without operators is always there.")
+		}
 	case "remote_address":
 		a.Kind = &configv1.RateLimitAction_RemoteAddress{RemoteAddress: &configv1.AddressMask{Whole: true}}
 	case "masked_remote_address":

@@ -1,7 +1,14 @@
 package schema
 
 func globalRateLimitFilterBlock() *Block {
-	descriptor := []Nested{{Block: rateLimitActionBlock(), Many: true, Required: true}}
+	descriptor := []Nested{{Block: rateLimitActionBlock(), Many: true, Required: true}, {Block: &Block{
+		Name: "limit",
+		Doc:  "Has the service take this limit instead of its own (Envoy's limit override).",
+		Attrs: []Attr{
+			{Name: "requests_per_unit", Kind: String, Required: true, MaxLen: 1024, Doc: "a number, or a text with the operators of access logs that gives one: `\"%REQ(x-plan-limit)%\"`. What is none leaves the service's limit. Take what clients cannot write, a header of a `jwt` or `ext_authz` filter before."},
+			{Name: "unit", Kind: String, Required: true, Choices: []string{"second", "minute", "hour", "day", "month", "year"}, Doc: "in which there are so many."},
+		},
+	}}}
 	return &Block{
 		Kind: "global_rate_limit",
 		Doc: "Asks a service of the gRPC API envoy.service.ratelimit.v3 whether a request is over a limit (Envoy's ratelimit), for limits that hold over several proxies. What is over is answered 429 with x-envoy-ratelimited, " +
@@ -38,6 +45,9 @@ func globalRateLimitFilterBlock() *Block {
 			Name:   "descriptor",
 			Doc:    "What one limit is about: an entry of each action, in order. It is left out of the call where an action finds nothing; without any descriptor the service is not asked. A request is over when one of its descriptors is.",
 			Blocks: descriptor,
+			Attrs: []Attr{
+				{Name: "hits_addend", Kind: String, MaxLen: 1024, DefaultDoc: "that of the filter", Doc: "what a request counts for this descriptor: a number up to 1,000,000,000, or a text with operators that gives one; what is none leaves that of the filter. \"0\" looks at the limit and counts nothing."},
+			},
 		}}},
 	}
 }
@@ -66,8 +76,16 @@ func rateLimitActionBlock() *Block {
 		Doc: "One entry of a descriptor (Envoy's rate limit actions). Values are cut after 1,024 bytes.",
 		Kinds: []*Block{
 			{
-				Kind: "generic_key", Doc: "A value that is always the same.",
-				Attrs: []Attr{{Name: "descriptor_value", Kind: String, Required: true, MaxLen: 1024, Doc: "value of the entry."}, key("generic_key")},
+				Kind: "generic_key", Doc: "A value that is always the same, or what is known of a request, a route and a client's certificate.",
+				Example: `action "generic_key" {
+  descriptor_key   = "route"
+  descriptor_value = "%ROUTE_NAME%"
+}`,
+				Attrs: []Attr{
+					{Name: "descriptor_value", Kind: String, Required: true, MaxLen: 1024, Doc: "value of the entry, with the operators of access logs (%% is a per cent sign). One that finds nothing gives an empty text, and an empty value is none."},
+					key("generic_key"),
+					{Name: "skip_if_absent", Kind: Bool, Default: false, Doc: "a request without a value has the descriptor without this entry, instead of none."},
+				},
 			},
 			{Kind: "remote_address", Doc: "The client's address, that of `xff_num_trusted_hops`; its key is `remote_address`. An IPv6 client has many: see masked_remote_address."},
 			{

@@ -115,6 +115,7 @@ func Build(f *configv1.Filter, env *Env) (*Filter, error) {
 	case *configv1.Filter_GlobalRateLimit:
 		built, err := globalratelimit.New(k.GlobalRateLimit, &globalratelimit.Needs{
 			Workers: env.Workers, Cells: env.Stats.GlobalRateLimits(env.Context, names)[0], Pools: env.Pools, Cluster: env.Cluster,
+			Value: func(format string) (globalratelimit.Value, error) { return env.Format(format) },
 		})
 		return &Filter{HTTP: built}, err
 	case *configv1.Filter_Jwt:

@@ -3,6 +3,7 @@ package globalratelimit
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"retinue.dev/proxyd/internal/callout/message"
@@ -21,9 +22,20 @@ const (
 	requestDescriptors = 2
 	requestHitsAddend  = 3
 	descriptorEntries  = 1
+	descriptorLimit    = 2
+	descriptorHits     = 3
 	entryKey           = 1
 	entryValue         = 2
+	overrideRequests   = 1
+	overrideUnit       = 2
+	wrapped            = 1 // the one field of a UInt64Value
 )
+
+// maxHits bounds what a request counts, as Envoy does.
+const maxHits = 1_000_000_000
+
+// units are those of envoy.type.v3.RateLimitUnit.
+var units = map[string]uint64{"second": 1, "minute": 2, "hour": 3, "day": 4, "month": 5, "year": 6}
 
 type actionKind uint8
 
@@ -38,6 +50,7 @@ const (
 	queryParameter
 	destinationCluster
 	valueMatch
+	formatted
 )
 
 // action makes one entry of a descriptor.
@@ -46,6 +59,7 @@ type action struct {
 	skip   bool // without a value the entry is left out, and not the descriptor
 	key    []byte
 	value  []byte // genericKey, valueMatch
+	format Value  // formatted
 	id     header.ID
 	name   []byte // of a header or a parameter
 	whole  bool   // the address itself
@@ -54,25 +68,42 @@ type action struct {
 	meets  bool // what is expected of when
 }
 
-// descriptor is its actions, in order.
-type descriptor []action
+// descriptor is its actions, in order, and what it says of its limit.
+type descriptor struct {
+	actions []action
+	hits    Value // what a request counts; nil: as much as for the others
+	limit   Value // how much a unit has; nil: the service says
+	unit    uint64
+}
 
-func newDescriptor(d *configv1.RateLimitDescriptor) (descriptor, error) {
+func newDescriptor(d *configv1.RateLimitDescriptor, value func(string) (Value, error)) (out descriptor, err error) {
 	if len(d.GetActions()) == 0 {
-		return nil, fmt.Errorf("there is no action")
+		return out, fmt.Errorf("there is no action")
 	}
-	var out descriptor
 	for i, o := range d.GetActions() {
-		a, err := newAction(o)
+		a, err := newAction(o, value)
 		if err != nil {
-			return nil, fmt.Errorf("actions[%d]: %w", i, err)
+			return out, fmt.Errorf("actions[%d]: %w", i, err)
 		}
-		out = append(out, a)
+		out.actions = append(out.actions, a)
+	}
+	if d.GetHitsAddend() != "" {
+		if out.hits, err = value(d.GetHitsAddend()); err != nil {
+			return out, fmt.Errorf("hits_addend: %w", err)
+		}
+	}
+	if d.GetLimitRequests() != "" {
+		if out.limit, err = value(d.GetLimitRequests()); err != nil {
+			return out, fmt.Errorf("limit: %w", err)
+		}
+		if out.unit = units[d.GetLimitUnit()]; out.unit == 0 {
+			return out, fmt.Errorf("%q is no unit of a limit", d.GetLimitUnit())
+		}
 	}
 	return out, nil
 }
 
-func newAction(o *configv1.RateLimitAction) (action, error) {
+func newAction(o *configv1.RateLimitAction, value func(string) (Value, error)) (action, error) {
 	a := action{key: []byte(o.GetKey()), skip: o.GetSkipIfAbsent()}
 	if len(a.key) == 0 {
 		return a, fmt.Errorf("there is no key")
@@ -80,6 +111,12 @@ func newAction(o *configv1.RateLimitAction) (action, error) {
 	switch k := o.GetKind().(type) {
 	case *configv1.RateLimitAction_GenericKey:
 		a.kind, a.value = genericKey, []byte(k.GenericKey)
+	case *configv1.RateLimitAction_Format:
+		a.kind = formatted
+		var err error
+		if a.format, err = value(k.Format); err != nil {
+			return a, err
+		}
 	case *configv1.RateLimitAction_RemoteAddress:
 		a.kind, a.whole = remoteAddress, k.RemoteAddress.GetWhole()
 		a.v4, a.v6 = int(k.RemoteAddress.GetV4PrefixLen()), int(k.RemoteAddress.GetV6PrefixLen())
@@ -136,8 +173,8 @@ type buffers struct{ value, entry, entries, match []byte }
 // appendRequest appends a RateLimitRequest. described is false where no descriptor is left.
 func (f *Filter) appendRequest(dst []byte, s *stream.Stream, m *buffers) (request []byte, described bool) {
 	dst = append(dst, f.domain...)
-	for _, d := range f.descriptors {
-		if !d.append(s, m) {
+	for i := range f.descriptors {
+		if !f.descriptors[i].append(s, m) {
 			continue
 		}
 		dst, described = message.Field(dst, requestDescriptors, m.entries), true
@@ -149,10 +186,10 @@ func (f *Filter) appendRequest(dst []byte, s *stream.Stream, m *buffers) (reques
 }
 
 // append makes the descriptor of a request in m.entries; false where it is left out.
-func (d descriptor) append(s *stream.Stream, m *buffers) bool {
+func (d *descriptor) append(s *stream.Stream, m *buffers) bool {
 	m.entries = m.entries[:0]
-	for i := range d {
-		a := &d[i]
+	for i := range d.actions {
+		a := &d.actions[i]
 		value := a.find(s, m)
 		if len(value) == 0 { // the API has no empty ones
 			if a.skip {
@@ -164,7 +201,36 @@ func (d descriptor) append(s *stream.Stream, m *buffers) bool {
 		m.entry = message.Text(m.entry, entryValue, value[:min(len(value), maxValue)])
 		m.entries = message.Field(m.entries, descriptorEntries, m.entry)
 	}
-	return len(m.entries) > 0
+	if len(m.entries) == 0 {
+		return false
+	}
+	if n, is := m.number(d.limit, s, math.MaxUint32); is {
+		m.entry = message.Number(m.entry[:0], overrideRequests, n)
+		m.entry = message.Number(m.entry, overrideUnit, d.unit)
+		m.entries = message.Field(m.entries, descriptorLimit, m.entry)
+	}
+	if n, is := m.number(d.hits, s, maxHits); is {
+		m.entry = message.Number(m.entry[:0], wrapped, n)
+		m.entries = message.Field(m.entries, descriptorHits, m.entry)
+	}
+	return true
+}
+
+// number is a value that is one; is tells so.
+func (m *buffers) number(v Value, s *stream.Stream, most uint64) (n uint64, is bool) {
+	if v == nil {
+		return 0, false
+	}
+	m.value = v.Append(m.value[:0], s)
+	for _, c := range m.value {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		if n = n*10 + uint64(c-'0'); n > most {
+			return 0, false
+		}
+	}
+	return n, len(m.value) > 0
 }
 
 // find is the entry's value for a request; empty where there is none.
@@ -191,6 +257,9 @@ func (a *action) find(s *stream.Stream, m *buffers) []byte {
 		return r.Scheme()
 	case queryParameter:
 		m.value = appendParameter(m.value[:0], r.Path(), a.name)
+		return m.value
+	case formatted:
+		m.value = a.format.Append(m.value[:0], s)
 		return m.value
 	case destinationCluster:
 		m.value = append(m.value[:0], s.Destination()...)

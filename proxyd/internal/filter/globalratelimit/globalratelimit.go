@@ -42,6 +42,11 @@ var (
 	exhausted = []byte("8")
 )
 
+// Value renders a text with operators.
+type Value interface {
+	Append(dst []byte, s *stream.Stream) []byte
+}
+
 // Needs are what the filter is built with.
 type Needs struct {
 	Workers int
@@ -50,6 +55,8 @@ type Needs struct {
 	Pools []*upstream.Manager
 	// Cluster finds a cluster's handle.
 	Cluster func(name string) (cluster.Handle, bool)
+	// Value compiles a text with operators.
+	Value func(format string) (Value, error)
 }
 
 // Filter is the filter of one object: a stream.Factory.
@@ -106,7 +113,7 @@ func New(o *configv1.GlobalRateLimitFilter, n *Needs) (*Filter, error) {
 		return nil, fmt.Errorf("there is no descriptor")
 	}
 	for i, d := range o.GetDescriptors() {
-		built, err := newDescriptor(d)
+		built, err := newDescriptor(d, n.Value)
 		if err != nil {
 			return nil, fmt.Errorf("descriptors[%d]: %w", i, err)
 		}

@@ -2,6 +2,7 @@ package globalratelimit
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -140,7 +141,11 @@ func asked(b []byte) string {
 		}
 		var words []string
 		for len(value) > 0 {
-			_, _, entry, rest, _ := message.Next(value)
+			n, _, entry, rest, _ := message.Next(value)
+			if n != descriptorEntries {
+				words, value = append(words, fmt.Sprintf("%d:%x", n, entry)), rest
+				continue
+			}
 			_, _, key, more, _ := message.Next(entry)
 			_, _, v, _, _ := message.Next(more)
 			words, value = append(words, string(key)+"="+string(v)), rest
@@ -172,14 +177,40 @@ func tenth(expect bool) *configv1.RateLimitAction {
 	}}}}
 }
 
+// headerOr is a format: the header of its name, or a text without a dash.
+type headerOr string
+
+func (h headerOr) Append(dst []byte, s *stream.Stream) []byte {
+	if !strings.Contains(string(h), "-") {
+		return append(dst, h...)
+	}
+	return append(dst, s.Request.GetName([]byte(h))...)
+}
+
+func format(text string) *configv1.RateLimitAction {
+	return &configv1.RateLimitAction{Key: "f", Kind: &configv1.RateLimitAction_Format{Format: text}}
+}
+
 func build(o *configv1.GlobalRateLimitFilter) (*Filter, error) {
 	o.Cluster, o.Domain, o.TimeoutMs, o.Status, o.StatusOnError = "limits", "d", 20, 429, 500
-	return New(o, &Needs{Workers: 1, Cluster: func(string) (cluster.Handle, bool) { return 0, true }})
+	return New(o, &Needs{
+		Workers: 1, Cluster: func(string) (cluster.Handle, bool) { return 0, true },
+		Value: func(format string) (Value, error) {
+			if format == "" {
+				return nil, errors.New("no format")
+			}
+			return headerOr(format), nil
+		},
+	})
 }
 
 func TestDescriptors(t *testing.T) {
 	list := func(actions ...*configv1.RateLimitAction) *configv1.RateLimitDescriptor {
 		return &configv1.RateLimitDescriptor{Actions: actions}
+	}
+	counting := func(d *configv1.RateLimitDescriptor, hits, limit, unit string) *configv1.RateLimitDescriptor {
+		d.HitsAddend, d.LimitRequests, d.LimitUnit = hits, limit, unit
+		return d
 	}
 	long := strings.Repeat("x", 2*maxValue)
 	for _, row := range []struct {
@@ -212,6 +243,16 @@ func TestDescriptors(t *testing.T) {
 		{[]*configv1.RateLimitDescriptor{list(parameter("a"))}, "", "", "/a=1", ""},
 		{[]*configv1.RateLimitDescriptor{list(parameter("a"))}, "", "", "/?&&%61=%zz=1&a=2", "q=%zz=1"},
 		{[]*configv1.RateLimitDescriptor{list(tenth(true))}, "", "x-env: canary", "/", "m=v"},
+		{[]*configv1.RateLimitDescriptor{list(format("x-user")), list(format("all"))}, "", "x-user: ann", "/", "f=ann; f=all"},
+		{[]*configv1.RateLimitDescriptor{list(format("x-user")), list(format("all"))}, "", "", "/", "f=all"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "7", "", "")}, "", "", "/", "a=1,3:0807"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "0", "300", "hour")}, "", "", "/", "a=1,2:08ac021003,3:0800"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "x-cost", "x-plan", "year")}, "", "x-cost: 2, x-plan: 5", "/", "a=1,2:08051006,3:0802"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "x-cost", "x-plan", "year")}, "", "", "/", "a=1"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "x-cost", "x-plan", "year")}, "", "x-cost: -1, x-plan: 1e3", "/", "a=1"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "x-cost", "x-plan", "day")}, "", "x-cost: 1000000000, x-plan: 4294967295", "/", "a=1,2:08ffffffff0f1004,3:088094ebdc03"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "x-cost", "x-plan", "day")}, "", "x-cost: 1000000001, x-plan: 4294967296", "/", "a=1"},
+		{[]*configv1.RateLimitDescriptor{counting(list(generic("a", "1")), "x-cost", "x-plan", "day")}, "", "x-cost: 99999999999999999999999999, x-plan: 99999999999999999999999999", "/", "a=1"},
 		{[]*configv1.RateLimitDescriptor{list(tenth(true))}, "", "", "/", ""},
 		{[]*configv1.RateLimitDescriptor{list(tenth(false))}, "", "", "/", "m=v"},
 		{[]*configv1.RateLimitDescriptor{list(&configv1.RateLimitAction{Key: "c", Kind: &configv1.RateLimitAction_DestinationCluster{DestinationCluster: true}})}, "", "", "/", ""}, // the stream has no router
