@@ -244,12 +244,16 @@ listener "web" {
     }
   }
 }
+listener "tunnel" {
+  address = ["127.0.0.1:0"]
+  tcp { cluster = cluster.app }
+}
 stats { listen = "off" }
 `, routes)+clusters)
-	base, c := "http://"+s.Address("web"), client(t)
-	get := func(path string) (int, string) {
+	web, tunnel, c := "http://"+s.Address("web"), "http://"+s.Address("tunnel"), client(t)
+	ask := func(url string) (int, string) {
 		t.Helper()
-		r, err := c.Get(base + path)
+		r, err := c.Get(url)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,6 +261,7 @@ stats { listen = "off" }
 		body, _ := io.ReadAll(r.Body)
 		return r.StatusCode, string(body)
 	}
+	get := func(path string) (int, string) { t.Helper(); return ask(web + path) }
 	status := func(want string) {
 		t.Helper()
 		s.Eventually("status says "+want, func() error {
@@ -269,8 +274,9 @@ stats { listen = "off" }
 
 	// A connection to an address that is in the answer no more goes on.
 	_, kept := get("/app/")
-	if !strings.HasPrefix(kept, "one ") {
-		t.Fatalf("answered by %q", kept)
+	_, tunnelled := ask(tunnel)
+	if !strings.HasPrefix(kept, "one ") || !strings.HasPrefix(tunnelled, "one ") {
+		t.Fatalf("answered by %q, in the tunnel %q", kept, tunnelled)
 	}
 	held := make(chan string)
 	go func() {
@@ -314,6 +320,13 @@ stats { listen = "off" }
 	status(named + " drained (" + one.address + " " + two.address + ")")
 	if code, body := get("/app/"); code != http.StatusServiceUnavailable {
 		t.Errorf("drained, and elsewhere: %d %s", code, body)
+	}
+	command(0, "", "upgrade")
+	if code, body := get("/app/"); code != http.StatusServiceUnavailable {
+		t.Errorf("drained, and in a new generation: %d %s", code, body)
+	}
+	if _, body := ask(tunnel); body != tunnelled {
+		t.Errorf("in the tunnel that was there before the changes %q answers, want %q", body, tunnelled)
 	}
 	command(0, "undrained\n", "endpoint", "undrain", "app", named)
 	s.Eventually("it serves again", func() error {
