@@ -44,7 +44,7 @@ func (c *compiler) httpSettings(name string, n *schema.Node) *configv1.Http {
 		AccessLogs:       c.refs(n.List("access_log")),
 		UseRemoteAddress: n.Bool("use_remote_address"), XffNumTrustedHops: uint32(n.Int("xff_num_trusted_hops")),
 		GenerateRequestId: n.Bool("generate_request_id"), PreserveExternalRequestId: n.Bool("preserve_external_request_id"),
-		Via: n.Str("via"), ServerName: n.Str("server_name"), NoHalfClose: !n.Bool("half_close"),
+		Via: n.Str("via"), ServerName: n.Str("server_name"), NoHalfClose: !n.Bool("half_close"), EnvoyHeaders: n.Bool("envoy_headers"),
 		Source: c.source(n.DefRange), ForwardClientCert: n.Str("forward_client_cert"),
 	}
 	h.InternalNetworks = c.networks(n.List("internal_networks"))
@@ -126,6 +126,7 @@ func (c *compiler) virtualHost(n *schema.Node, domains map[string]hcl.Range, fil
 		v.Domains = append(v.Domains, domain)
 	}
 	v.RequestHeaders, v.ResponseHeaders = c.headers(n)
+	v.IncludeRequestAttemptCount, v.IncludeAttemptCountInResponse = n.Bool("include_request_attempt_count"), n.Bool("include_attempt_count_in_response")
 	filters = c.filters(n, filters)
 	v.Filters = filters
 	earlier := newShadows()

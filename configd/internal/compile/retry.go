@@ -25,7 +25,14 @@ func (c *compiler) retry(n *schema.Node, timeout int64) *configv1.RetryPolicy {
 	p := &configv1.RetryPolicy{
 		Attempts: uint32(n.Int("attempts")), PerTryTimeoutMs: n.Int("per_try_timeout"),
 		BackOffMs: n.Int("back_off"), MaxBackOffMs: 10 * n.Int("back_off"), SameHost: !n.Bool("avoid_previous_hosts"),
-		HedgeOnPerTryTimeout: n.Bool("hedge_on_per_try_timeout"),
+		HedgeOnPerTryTimeout: n.Bool("hedge_on_per_try_timeout"), PerTryIdleTimeoutMs: n.Int("per_try_idle_timeout"),
+		RateLimitedBackOff: c.rateLimitedBackOff(n.Child("rate_limited_back_off")),
+	}
+	if n.Has("host_selection_retry_max_attempts") {
+		p.HostSelectionRetryMaxAttempts = uint32(n.Int("host_selection_retry_max_attempts"))
+		if p.SameHost {
+			c.diags.Report(diag.NoEffect, n.Range("host_selection_retry_max_attempts"), "No other host is looked for", "avoid_previous_hosts is false: any host will do.")
+		}
 	}
 	if n.Has("max_back_off") {
 		if p.MaxBackOffMs = n.Int("max_back_off"); p.MaxBackOffMs < p.BackOffMs {
@@ -36,9 +43,13 @@ func (c *compiler) retry(n *schema.Node, timeout int64) *configv1.RetryPolicy {
 		c.diags.Report(diag.NoEffect, n.Range("per_try_timeout"), "No try is cut short",
 			"per_try_timeout is not below the route's timeout (15s where it says none), which ends all tries.")
 	}
-	if p.HedgeOnPerTryTimeout && p.PerTryTimeoutMs == 0 {
+	if idle := p.PerTryIdleTimeoutMs; idle > 0 && timeout > 0 && idle >= timeout {
+		c.diags.Report(diag.NoEffect, n.Range("per_try_idle_timeout"), "No try is cut short",
+			"per_try_idle_timeout is not below the route's timeout (15s where it says none), which ends all tries.")
+	}
+	if p.HedgeOnPerTryTimeout && p.PerTryTimeoutMs == 0 && p.PerTryIdleTimeoutMs == 0 {
 		c.diags.Report(diag.NoEffect, n.Range("hedge_on_per_try_timeout"), "Nothing to hedge on",
-			"Without per_try_timeout no second try begins beside a first, but for clients of internal_networks that send x-envoy-upstream-rq-per-try-timeout-ms.")
+			"Without per_try_timeout or per_try_idle_timeout no second try begins beside a first, but for clients of internal_networks that send x-envoy-upstream-rq-per-try-timeout-ms.")
 	}
 	for block, to := range map[string]*[]*configv1.FieldMatch{"response_header": &p.RetriableHeaders, "request_header": &p.RetriableRequestHeaders} {
 		for _, b := range n.All(block) {
@@ -72,4 +83,22 @@ func (c *compiler) retry(n *schema.Node, timeout int64) *configv1.RetryPolicy {
 		}
 	}
 	return p
+}
+
+func (c *compiler) rateLimitedBackOff(n *schema.Node) *configv1.RateLimitedBackOff {
+	if n == nil {
+		return nil
+	}
+	out := &configv1.RateLimitedBackOff{MaxIntervalMs: n.Int("max_interval")}
+	for _, b := range n.All("reset_header") {
+		c.within(b, func() {
+			if name, ok := c.fieldName("header", schema.Value{V: b.Label, Range: b.LabelRange}); ok {
+				out.Headers = append(out.Headers, &configv1.ResetHeader{Name: name, UnixTimestamp: b.Str("format") == "unix_timestamp"})
+			}
+		})
+	}
+	if len(n.All("reset_header")) == 0 {
+		c.diags.Report(diag.MissingAttribute, n.DefRange, "No header", "rate_limited_back_off needs a reset_header block: which header of a response says when to try again.")
+	}
+	return out
 }

@@ -301,6 +301,19 @@ func (y *story) action(h *configv1.Http, host *configv1.VirtualHost, r *configv1
 			y.tell("response", level.name, text, level.at)
 		}
 	}
+	if r.GetRoute() == nil {
+		return
+	}
+	if host.GetIncludeRequestAttemptCount() {
+		y.tell("request", "attempts", "x-envoy-attempt-count says which try it is", host.GetSource())
+	}
+	if host.GetIncludeAttemptCountInResponse() {
+		y.tell("response", "attempts", "x-envoy-attempt-count says how many tries there were", host.GetSource())
+	}
+	if h.GetEnvoyHeaders() {
+		y.tell("request", "envoy", "x-envoy-expected-rq-timeout-ms says how long it may take, x-envoy-original-path what a rewrite has changed", h.GetSource())
+		y.tell("response", "envoy", "x-envoy-upstream-service-time says how long it took", h.GetSource())
+	}
 }
 
 func redirection(r *configv1.Redirect) string {

@@ -95,10 +95,23 @@ func retries(p *configv1.RetryPolicy) string {
 			text += " or hedged: it goes on beside the next"
 		}
 	}
+	if p.GetPerTryIdleTimeoutMs() > 0 {
+		text += ", without a byte for at most " + duration(p.GetPerTryIdleTimeoutMs())
+	}
 	base := cmp.Or(p.GetBackOffMs(), 25)
 	text += fmt.Sprintf(", pauses of up to %s to %s", duration(base), duration(cmp.Or(p.GetMaxBackOffMs(), 10*base)))
-	if p.GetSameHost() {
+	if b := p.GetRateLimitedBackOff(); b != nil {
+		names := make([]string, len(b.GetHeaders()))
+		for i, h := range b.GetHeaders() {
+			names[i] = h.GetName()
+		}
+		text += fmt.Sprintf(" or what %s asks for, at most %s", strings.Join(names, ", "), duration(cmp.Or(b.GetMaxIntervalMs(), 300_000)))
+	}
+	switch {
+	case p.GetSameHost():
 		text += ", of any host"
+	case p.GetHostSelectionRetryMaxAttempts() > 0:
+		text += ", of another host within " + count(int(p.GetHostSelectionRetryMaxAttempts()), "look")
 	}
 	if n := len(p.GetRetriableRequestHeaders()); n > 0 {
 		text += ", for requests with one of " + count(n, "header")

@@ -43,6 +43,7 @@ func httpBlock() *Block {
 			{Name: "stat_prefix", Kind: String, MaxLen: 128, DefaultDoc: "the listener's name", Doc: "value of the metrics' label listener."},
 			{Name: "use_remote_address", Kind: Bool, Default: true, Doc: "append the peer's address to X-Forwarded-For and trust no header about it."},
 			{Name: "internal_networks", Kind: Strings, MaxLen: 1000, DefaultDoc: "none", Doc: "networks of clients whose x-envoy-* request headers hold (x-envoy-retry-on, -retry-grpc-on, -max-retries, -retriable-status-codes, -retriable-header-names, -hedge-on-per-try-timeout, -upstream-rq-timeout-ms, -upstream-rq-per-try-timeout-ms); everybody else's are removed."},
+			{Name: "envoy_headers", Kind: Bool, Default: false, Doc: "upstreams are told how long the request may take (x-envoy-expected-rq-timeout-ms) and the path before a rewrite (x-envoy-original-path), clients how many milliseconds the upstream took (x-envoy-upstream-service-time). Envoy does it unless suppress_envoy_headers is set."},
 			{Name: "xff_num_trusted_hops", Kind: Int, Default: 0, Max: 100, Doc: "proxies in front whose X-Forwarded-For entries are trusted."},
 			{Name: "generate_request_id", Kind: Bool, Default: true, Doc: "give each request an X-Request-Id."},
 			{Name: "preserve_external_request_id", Kind: Bool, Default: true, Doc: "keep the X-Request-Id that a client sent."},

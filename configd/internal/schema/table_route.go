@@ -8,6 +8,8 @@ func virtualHostBlock() *Block {
 		Attrs: []Attr{
 			{Name: "domains", Kind: Strings, MaxLen: 1000, DefaultDoc: "the label", Doc: "\"shop.example.com\", \"*.example.com\", \"example.*\" or \"*\", without a port."},
 			filtersAttr("those of the http block"), addFiltersAttr(), removeFiltersAttr(),
+			{Name: "include_request_attempt_count", Kind: Bool, Default: false, Doc: "upstreams are told which try a request is, 1 for the first: x-envoy-attempt-count, in the place of what a client says."},
+			{Name: "include_attempt_count_in_response", Kind: Bool, Default: false, Doc: "clients are told by x-envoy-attempt-count how many tries there were, also with answers of the proxy's own."},
 		},
 		Blocks: []Nested{
 			{Block: routeBlock(), Many: true},
@@ -139,15 +141,40 @@ func retryBlock() *Block {
 			{Name: "on", Kind: Strings, Required: true, MaxLen: 20, Doc: "when: \"5xx\" (any, a reset and a time-out of the try too), \"gateway-error\" (502, 503, 504), \"reset\", \"reset-before-request\" (nothing was sent), \"connect-failure\", \"retriable-4xx\" (409), \"refused-stream\", \"envoy-ratelimited\" (the answer says x-envoy-ratelimited), a status like \"429\"; by grpc-status \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"."},
 			{Name: "attempts", Kind: Int, Default: 1, Min: 1, Max: 100, Doc: "retries after the first try."},
 			{Name: "per_try_timeout", Kind: Duration, Min: 1, Max: day, DefaultDoc: "off", Doc: "for one try, from the end of the request on."},
+			{Name: "per_try_idle_timeout", Kind: Duration, Min: 1, Max: day, DefaultDoc: "off", Doc: "for one try: nothing has come of it for so long, from the end of the request to the end of the response. It ends as by `per_try_timeout`, details `upstream_per_try_idle_timeout`; a response that has begun is cut. Time in which the client does not take what has come does not count."},
 			{Name: "hedge_on_per_try_timeout", Kind: Bool, Doc: "a try that takes longer than `per_try_timeout` goes on while the next one begins, whatever `on` says; the first good answer is the client's, and the other tries are given up. Only for requests whose whole body is kept; never for upgrades and CONNECT. Hedges count as retries: `attempts`, `back_off`, the breaker and the budget bound them."},
 			{Name: "back_off", Kind: Duration, Default: "25ms", Min: 1, Max: minute, Doc: "the first pause; each further one may be twice as long. The real pause is a random part of it."},
 			{Name: "max_back_off", Kind: Duration, Min: 1, Max: hour, DefaultDoc: "10 times back_off", Doc: "the longest pause."},
 			{Name: "avoid_previous_hosts", Kind: Bool, Default: true, Doc: "prefers another host than those that failed (Envoy's previous_hosts)."},
+			{Name: "host_selection_retry_max_attempts", Kind: Int, Default: 3, Min: 1, Max: 100, Doc: "how often another one is looked for, before it is one of those after all."},
 		},
 		Blocks: []Nested{
+			{Block: rateLimitedBackOffBlock()},
 			fieldTest("response_header", "header of the response: one that holds is tried again too"),
 			fieldTest("request_header", "header of the request: where there are such blocks, only requests that one of them holds for are tried again"),
 		},
+	}
+}
+
+func rateLimitedBackOffBlock() *Block {
+	return &Block{
+		Name: "rate_limited_back_off",
+		Doc: "Takes the pause before the next try from the response, where it is one to try again: what the first of these headers says that can be read and is within `max_interval`, " +
+			"and a random part of up to half as much more. Without one the pause is that of `back_off`. The route's `timeout` goes on meanwhile.",
+		Example: `rate_limited_back_off {
+  reset_header "retry-after" {}
+  reset_header "x-ratelimit-reset" { format = "unix_timestamp" }
+}`,
+		Attrs: []Attr{
+			{Name: "max_interval", Kind: Duration, Default: "5m", Min: second, Max: day, Doc: "a longer pause is not made."},
+		},
+		Blocks: []Nested{{Many: true, Block: &Block{
+			Name: "reset_header", Label: "name", AnyLabel: true, LabelDoc: "Name of the header.",
+			Doc: "A header that says when to try again, as a whole number.",
+			Attrs: []Attr{
+				{Name: "format", Kind: String, Default: "seconds", Choices: []string{"seconds", "unix_timestamp"}, Doc: "seconds from now, or since 1970."},
+			},
+		}}},
 	}
 }
 

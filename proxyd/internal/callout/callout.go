@@ -84,7 +84,7 @@ func (c *Call) Start(w *worker.Worker, m *upstream.Manager, to cluster.Handle, b
 
 func (c *Call) connect() {
 	c.open, c.reused = true, false
-	pending := c.pools.NewStream(c.to, cluster.Default, nil, nil, c, c)
+	pending := c.pools.NewStream(c.to, cluster.Default, upstream.Avoid{}, nil, c, c)
 	if c.open && c.encoder == nil {
 		c.pending = pending
 	}

@@ -51,6 +51,9 @@ const (
 	ClusterUpstreamRqRetryOverflowHigh // behind the counter whose part it is
 	ClusterUpstreamRqRetryLimitExceeded
 	ClusterUpstreamRqPerTryTimeout
+	ClusterUpstreamRqPerTryIdleTimeout
+	ClusterUpstreamRqRetryBackoffExponential
+	ClusterUpstreamRqRetryBackoffRatelimited
 	ClusterRetryOrShadowAbandoned
 	ClusterUpstreamRqCancelled
 	ClusterUpstreamFlowControlPausedReadingTotal
@@ -373,6 +376,9 @@ var Schemas = append([]*statsv1.Schema{
 		field(counter, "upstream_rq_retry_overflow_high", "of those, the ones of high priority"),
 		field(counter, "upstream_rq_retry_limit_exceeded", "requests that failed in every attempt"),
 		field(counter, "upstream_rq_per_try_timeout", "tries that timed out"),
+		field(counter, "upstream_rq_per_try_idle_timeout", "tries without a byte for too long"),
+		field(counter, "upstream_rq_retry_backoff_exponential", "pauses before retries by back_off"),
+		field(counter, "upstream_rq_retry_backoff_ratelimited", "pauses before retries that responses asked for"),
 		field(counter, "retry_or_shadow_abandoned", "requests not tried again since their body is too large to keep"),
 		field(counter, "upstream_rq_cancelled", "requests given up while they waited for a connection"),
 		field(counter, "upstream_flow_control_paused_reading_total", "times reading stopped for a slow client"),

@@ -22,6 +22,7 @@ type attempt struct {
 	host    *cluster.Host         // of the connection
 	ready   int64                 // ns: the pool handed the connection out
 	sent    int64                 // ns: the last byte of the request was given to it
+	active  int64                 // ns: something came of it last, where somebody minds; 0: its request is not complete
 	next    *attempt              // in router.older, or on the free list
 
 	span      int  // in stream.Tries, plus 1; 0: none
@@ -66,14 +67,14 @@ func (r *Router) connect(s *stream.Stream) {
 		r.try.router, r.try.stream = r, s
 	}
 	at := r.try
-	at.queued, at.overtaken, at.late, at.host = true, false, false, nil
+	at.queued, at.overtaken, at.late, at.host, at.active = true, false, false, nil, 0
 	at.span = s.BeginTry(r.target.name)
 	r.startTry(s)
 	var choice *cluster.Choice
 	if r.target.choosy {
 		choice = &r.choice
 	}
-	pending := r.shared.Upstream.NewStream(r.target.handle, r.action.priority, r.tried[:r.tries], choice, at, at)
+	pending := r.shared.Upstream.NewStream(r.target.handle, r.action.priority, r.avoid(), choice, at, at)
 	if !at.queued || pending == nil {
 		return
 	}
@@ -107,6 +108,9 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 		r.tried[r.tries] = host
 		r.tries++
 	}
+	if r.action.tells != 0 {
+		r.tellUpstream(s)
+	}
 	encoder.EncodeHeaders(&s.Request, r.headersEnd)
 	for sent := 0; sent < r.body.Len(); {
 		piece := r.body.From(sent)
@@ -129,11 +133,20 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 	if r.ended {
 		at.sent = at.ready
 		s.UpstreamSent = at.sent
+		r.watch(at)
 	}
 	if r.paused {
 		r.paused = false
 		s.ResumeRequest()
 	}
+}
+
+// avoid is the hosts of the tries before, where the policy would have another one.
+func (r *Router) avoid() upstream.Avoid {
+	if r.tries == 0 {
+		return upstream.Avoid{}
+	}
+	return upstream.Avoid{Hosts: r.tried[:r.tries], Looks: r.retry.policy.looks}
 }
 
 // rivals tells that another try than at may still answer, or is about to begin.
@@ -261,6 +274,7 @@ func (at *attempt) OnBelowLow() { at.keepUp() }
 // DecodeInterim implements stream.ResponseDecoder. What the client has got of a try makes it the only one (Envoy does the same).
 func (at *attempt) DecodeInterim(h *header.Response) {
 	r := at.router
+	at.moves()
 	r.interim = true
 	r.win(at)
 	r.endRetrying(at.stream)
@@ -270,12 +284,16 @@ func (at *attempt) DecodeInterim(h *header.Response) {
 // DecodeHeaders implements stream.ResponseDecoder.
 func (at *attempt) DecodeHeaders(h *header.Response, end bool) {
 	r, s := at.router, at.stream
+	at.moves()
 	if t := at.traced(); t != nil {
 		t.Status = h.Status
 		t.Answered(&h.Block)
 	}
 	if r.retry.open {
 		wanted := r.retry.wantsResponse(h, r.shared.scratch)
+		if wanted && r.retry.policy.resets != nil {
+			r.retry.asked = r.retry.policy.resets.pause(s, &h.Block)
+		}
 		if wanted && (!at.overtaken && r.again(s, true) || r.rivals(at)) {
 			at.dropResponse(end)
 			r.over(at)
@@ -295,6 +313,9 @@ func (at *attempt) DecodeHeaders(h *header.Response, end bool) {
 		s.BeginTunnel()
 	}
 	r.edited(s, h)
+	if r.action.tells != 0 {
+		r.tellClient(s, h)
+	}
 	if end {
 		r.endResponse(s)
 	}
@@ -307,6 +328,7 @@ func (at *attempt) DecodeHeaders(h *header.Response, end bool) {
 // DecodeData implements stream.ResponseDecoder.
 func (at *attempt) DecodeData(data []byte, end bool) {
 	r, s := at.router, at.stream
+	at.moves()
 	if end {
 		r.endResponse(s)
 	}
@@ -352,6 +374,7 @@ func (at *attempt) BulkTarget(n int64) *conn.Conn {
 // OnBulk implements stream.BulkDecoder.
 func (at *attempt) OnBulk(n int) {
 	s := at.stream
+	at.moves()
 	s.BytesSent += uint64(n)
 	s.Touch()
 	s.Downstream().(stream.BulkEncoder).OnBulk(n)

@@ -66,6 +66,9 @@ func (at *attempt) OnPoolFailure(why upstream.Failure, host *cluster.Host) {
 		}
 	}
 	at.ends(poolFailures[why])
+	if why != upstream.NoCluster && why != upstream.NoHost { // there was somebody to ask, if in vain
+		s.Attempts++
+	}
 	switch why {
 	case upstream.ConnectionTimeout:
 		if r.tryAgain(at, stream.ResetConnectTimeout, false) {

@@ -73,7 +73,7 @@ func (r *Router) mirror(s *stream.Stream, end bool) {
 			limit = defaultMirrorTime
 		}
 		s.Worker.Timers.Set(&m.timer, s.Worker.Now()+limit)
-		if pending := r.shared.Upstream.NewStream(to.handle, cluster.Default, nil, nil, m, m); !m.done && m.encoder == nil {
+		if pending := r.shared.Upstream.NewStream(to.handle, cluster.Default, upstream.Avoid{}, nil, m, m); !m.done && m.encoder == nil {
 			m.pending = pending
 		}
 	}

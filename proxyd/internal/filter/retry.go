@@ -2,6 +2,7 @@ package filter
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -50,6 +51,8 @@ const onGRPC = onCancelled | onDeadlineExceeded | onInternal | onResourceExhaust
 
 const (
 	defaultBackOff = 25 // ms
+	// defaultLooks is how often another host is looked for. Envoy's is 1, beside no avoidance of hosts at all.
+	defaultLooks = 3
 
 	detailPerTryTimeout = "upstream_per_try_timeout"
 )
@@ -60,16 +63,19 @@ type retryPolicy struct {
 	statuses   [10]uint64 // a bit for each status from 0 to 639
 	attempts   int
 	perTry     int64 // ns; 0 off
+	idle       int64 // ns a try may be without bytes; 0: for ever
 	backOff    int64 // ns
 	maxBackOff int64
 	sameHost   bool
+	looks      int           // for another host than those that failed
+	resets     *askedPause   // nil: what responses say about pauses means nothing
 	hedge      bool          // a try that takes too long goes on beside the next
 	response   []route.Field // responses that one of these holds for are tried again too
 	request    []route.Field // any: only requests that one of these holds for are tried again
 }
 
 // byHeader is the policy of requests that ask for retries themselves on a route without one.
-var byHeader = &retryPolicy{attempts: 1, backOff: Milliseconds(defaultBackOff), maxBackOff: 10 * Milliseconds(defaultBackOff)}
+var byHeader = &retryPolicy{attempts: 1, looks: defaultLooks, backOff: Milliseconds(defaultBackOff), maxBackOff: 10 * Milliseconds(defaultBackOff)}
 
 func compileRetry(c *configv1.RetryPolicy) (*retryPolicy, error) {
 	if c == nil {
@@ -77,7 +83,8 @@ func compileRetry(c *configv1.RetryPolicy) (*retryPolicy, error) {
 	}
 	p := &retryPolicy{
 		attempts: int(c.GetAttempts()), perTry: Milliseconds(c.GetPerTryTimeoutMs()), sameHost: c.GetSameHost(), hedge: c.GetHedgeOnPerTryTimeout(),
-		backOff: Milliseconds(c.GetBackOffMs()), maxBackOff: Milliseconds(c.GetMaxBackOffMs()),
+		backOff: Milliseconds(c.GetBackOffMs()), maxBackOff: Milliseconds(c.GetMaxBackOffMs()), idle: Milliseconds(c.GetPerTryIdleTimeoutMs()),
+		looks: int(cmp.Or(c.GetHostSelectionRetryMaxAttempts(), defaultLooks)),
 	}
 	for _, name := range c.GetOn() {
 		bit := conditionNames[name]
@@ -87,6 +94,9 @@ func compileRetry(c *configv1.RetryPolicy) (*retryPolicy, error) {
 		p.on |= bit
 	}
 	var err error
+	if p.resets, err = compileResets(c.GetRateLimitedBackOff()); err != nil {
+		return nil, fmt.Errorf("retry: rate_limited_back_off: %w", err)
+	}
 	if p.response, err = route.CompileFields(c.GetRetriableHeaders()); err != nil {
 		return nil, fmt.Errorf("retry: retriable_headers%w", err)
 	}
@@ -184,6 +194,7 @@ type retrying struct {
 	timer   timer.Timer // a try's time-out, or the pause before the next one
 	left    int
 	pause   int64 // ns: the longest the next pause may be
+	asked   int64 // ns: the pause that the last response asked for; 0: none
 	hedge   bool  // a try that takes too long goes on beside the next
 	open    bool  // another try is possible: the body is kept
 	waiting bool  // the timer is a pause
@@ -199,6 +210,7 @@ func (r *Router) beginRetrying() {
 		r.retry.take(r.action.retry)
 	}
 	p := r.retry.policy
+	r.idle, r.watcher.Callback = p.idle, r
 	if len(p.request) > 0 && !r.requestAllows(p) {
 		return
 	}
@@ -377,14 +389,26 @@ func (r *Router) again(s *stream.Stream, wanted bool) bool {
 		r.paused = true
 		s.PauseRequest()
 	}
-	pause := int64(s.Worker.Rand() % uint64(r.retry.pause))
-	r.retry.pause = min(2*r.retry.pause, r.retry.policy.maxBackOff)
+	var pause int64
+	if least := r.retry.asked; least > 0 {
+		r.retry.asked = 0
+		cells[counters.ClusterUpstreamRqRetryBackoffRatelimited]++
+		pause = least + int64(s.Worker.Rand()%uint64(least/2+1))
+	} else {
+		cells[counters.ClusterUpstreamRqRetryBackoffExponential]++
+		pause = int64(s.Worker.Rand() % uint64(r.retry.pause))
+		r.retry.pause = min(2*r.retry.pause, r.retry.policy.maxBackOff)
+	}
 	s.Worker.Timers.Set(&r.retry.timer, s.Worker.Now()+pause)
 	return true
 }
 
 // OnTimer implements timer.Callback: a pause is over, or a try took too long.
-func (r *Router) OnTimer(*timer.Timer, int64) {
+func (r *Router) OnTimer(t *timer.Timer, now int64) {
+	if t == &r.watcher {
+		r.lookIdle(now)
+		return
+	}
 	at, s := r.try, r.attempt.stream
 	if r.retry.waiting {
 		r.retry.waiting = false
@@ -396,18 +420,24 @@ func (r *Router) OnTimer(*timer.Timer, int64) {
 		at.overtaken = r.again(s, true)
 		return
 	}
+	r.cut(at, counters.ClusterUpstreamRqPerTryTimeout, "per try timeout", detailPerTryTimeout)
+}
+
+// cut ends a try that takes too long, the only one that is out.
+func (r *Router) cut(at *attempt, cell int, failure, details string) {
+	s := at.stream
 	if cells := r.clusterCells(s); cells != nil {
-		cells[counters.ClusterUpstreamRqPerTryTimeout]++
+		cells[cell]++
 	}
 	s.Flags |= stream.FlagUpstreamRequestTimeout
-	at.ends("per try timeout")
+	at.ends(failure)
 	at.drop(stream.ResetLocal)
 	if r.again(s, r.retry.on&(on5xx|onGatewayError|onReset) != 0) {
 		s.Flags &^= stream.FlagUpstreamRequestTimeout // only the last try's end is the request's
 		return
 	}
 	r.charge(s, 504)
-	s.LocalReply(504, "upstream request timeout", 0, detailPerTryTimeout)
+	s.LocalReply(504, "upstream request timeout", 0, details)
 }
 
 // late tells the outlier detection of a host that has not answered in time, once a try.

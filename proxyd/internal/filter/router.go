@@ -9,6 +9,7 @@ import (
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
 	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/timer"
 	"retinue.dev/proxyd/internal/tracing"
 	"retinue.dev/proxyd/internal/upstream"
 )
@@ -47,6 +48,8 @@ type Router struct {
 	choice   cluster.Choice
 	hashMade uint64 // that of the cookie by which it stays on its host
 	retry    retrying
+	idle     int64                    // ns: a try may be without bytes for so long; 0: for ever
+	watcher  timer.Timer              // of that
 	timeout  int64                    // ns; the route's, or what a trusted client says; 0 off
 	tried    [mostTried]*cluster.Host // hosts of earlier tries
 	tries    int                      // of these
@@ -176,6 +179,7 @@ func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
 	if a.maxDuration >= 0 {
 		s.SetMaxDuration(a.maxDuration)
 	}
+	s.CountTries = a.tells&tellAttemptsBack != 0
 	r.edit(s)
 	if r.target.choosy {
 		r.choice.Subset = r.target.subset
@@ -227,6 +231,10 @@ func (r *Router) pick(s *stream.Stream) *target {
 // edit turns the request into the one that goes upstream.
 func (r *Router) edit(s *stream.Stream) {
 	a := r.action
+	if a.tells&tellEnvoy != 0 && (a.rewrites() || a.query != nil) {
+		r.shared.scratch = append(r.shared.scratch[:0], s.Request.Path()...)
+		s.Request.Set(header.XEnvoyOriginalPath, nil, r.shared.scratch)
+	}
 	if a.rewrites() {
 		r.shared.scratch = a.rewrite.apply(r.shared.scratch[:0], s.Request.Path(), &r.shared.machine)
 		s.Request.SetPath(r.shared.scratch)
@@ -339,6 +347,7 @@ func (r *Router) endRequest(s *stream.Stream) {
 	if r.try.encoder != nil {
 		r.try.sent = s.Worker.Now()
 		s.UpstreamSent = r.try.sent
+		r.watch(r.try)
 	}
 	r.startTimeout(s)
 	r.startTry(s)
@@ -353,6 +362,7 @@ func (r *Router) OnDownstreamAboveHigh(*stream.Stream) {
 // OnDownstreamBelowLow implements stream.Terminal.
 func (r *Router) OnDownstreamBelowLow(*stream.Stream) {
 	r.downAbove = false
+	r.moved()
 	r.readDisable(false)
 }
 
@@ -382,6 +392,9 @@ func (r *Router) RequestTarget(s *stream.Stream, n int64) *conn.Conn {
 // OnClosed implements stream.Terminal.
 func (r *Router) OnClosed(s *stream.Stream) {
 	r.endRetrying(s)
+	if r.idle > 0 {
+		s.Worker.Timers.Stop(&r.watcher)
+	}
 	if len(r.mirrors) > 0 {
 		r.mirrorsFed(true)
 	}

@@ -63,6 +63,7 @@ type action struct {
 	idle        int64 // ns; below 0: the connection manager's
 	maxDuration int64 // ns; below 0: the connection manager's
 	retry       *retryPolicy
+	tells       tells
 	priority    cluster.Priority
 
 	sticky  *sticky
@@ -159,6 +160,7 @@ func place(s *configv1.Source) string {
 func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHost, r *configv1.Route) error {
 	a.name, a.hostName, a.sampling = r.GetName(), host.GetName(), tracing.Override(h.GetTracing(), r.GetTracing())
 	named := true
+	a.tells = tellsOf(h, host)
 	switch m := r.GetMatch().GetPath().(type) {
 	case *configv1.RouteMatch_Exact:
 		a.matched, a.exact = len(m.Exact), true

@@ -29,6 +29,10 @@ func (s *Stream) NewReply(status int) *header.Response {
 	h := &s.local
 	h.Reset()
 	h.Status = status
+	if s.CountTries && s.Attempts > 0 {
+		var digits [20]byte
+		h.Set(header.XEnvoyAttemptCount, nil, strconv.AppendUint(digits[:0], uint64(s.Attempts), 10))
+	}
 	return h
 }
 

@@ -119,6 +119,8 @@ type Stream struct {
 	Overload *overload.Levels
 	Config   *Config
 	Cells    *counters.HTTP
+	// CountTries adds x-envoy-attempt-count to answers of our own, once the upstream was tried.
+	CountTries bool
 
 	down     Downstream
 	terminal Terminal
@@ -462,6 +464,9 @@ func (s *Stream) SetRouteDeadline(at int64) {
 		s.down.Arm(at)
 	}
 }
+
+// RouteDeadline is when the response must be complete, in ns of the worker's clock; 0: that has not begun, or there is no end.
+func (s *Stream) RouteDeadline() int64 { return s.routeDeadline }
 
 // Overdue tells that the route's deadline has passed, whether or not its timer has fired yet: timers are coarse.
 func (s *Stream) Overdue() bool { return s.routeDeadline > 0 && s.Worker.Now() >= s.routeDeadline }

@@ -163,7 +163,7 @@ func (m *Manager) pool(handle cluster.Handle) *pool {
 // NewStream asks for a connection to a host of the cluster, within the limits of a priority, to another one than those of avoid where there is one. choice is
 // what the request says about its host, nil for nothing. The result is nil when the answer was given already, else the place in
 // the queue.
-func (m *Manager) NewStream(handle cluster.Handle, priority cluster.Priority, avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
+func (m *Manager) NewStream(handle cluster.Handle, priority cluster.Priority, avoid Avoid, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
 	p := m.pool(handle)
 	if p == nil {
 		cb.OnPoolFailure(NoCluster, nil)

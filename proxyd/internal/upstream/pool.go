@@ -108,7 +108,7 @@ func newHost(p *pool, member *cluster.Host) *host {
 func (h *host) rehome() {
 	for h.queued > 0 {
 		w := h.first()
-		at := h.pool.choose(nil, w.choice)
+		at := h.pool.choose(Avoid{}, w.choice)
 		if at < 0 {
 			_, cb := h.remove(w)
 			cb.OnPoolFailure(NoHost, h.host)
@@ -180,15 +180,18 @@ func (p *pool) full(priority cluster.Priority) bool {
 	return p.config.Load(priority, counters.ClusterUpstreamRqActive) >= p.config.Breakers[priority].MaxRequests
 }
 
-// avoidTries is how often another host is asked for than those that failed.
-const avoidTries = 3
+// Avoid is the hosts that a request should rather not have again, and how often another one is looked for.
+type Avoid struct {
+	Hosts []*cluster.Host
+	Looks int
+}
 
-// choose finds a host for a request, -1 for none: another one than those of avoid where there is one. choice is what the
+// choose finds a host for a request, -1 for none: another one than those to avoid where there is one. choice is what the
 // request says about it, or nil.
-func (p *pool) choose(avoid []*cluster.Host, choice *cluster.Choice) int {
+func (p *pool) choose(avoid Avoid, choice *cluster.Choice) int {
 	at, mode := p.balancer.Choose(p.manager.worker.Rand(), p.active, choice)
-	if len(avoid) > 0 && len(p.hosts) > 1 {
-		for n := 0; at >= 0 && slices.Contains(avoid, p.hosts[at].host) && n < avoidTries; n++ {
+	if len(avoid.Hosts) > 0 && len(p.hosts) > 1 {
+		for n := 0; at >= 0 && slices.Contains(avoid.Hosts, p.hosts[at].host) && n < avoid.Looks; n++ {
 			if choice != nil {
 				choice.Attempt++
 			}
@@ -217,7 +220,7 @@ func (p *pool) countMode(mode cluster.Mode) {
 }
 
 // newStream finds a connection for a request, or queues it.
-func (p *pool) newStream(priority cluster.Priority, avoid []*cluster.Host, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
+func (p *pool) newStream(priority cluster.Priority, avoid Avoid, choice *cluster.Choice, decoder stream.ResponseDecoder, cb Callbacks) *Pending {
 	if p.full(priority) {
 		p.count(counters.ClusterUpstreamRqPendingOverflow, priority)
 		cb.OnPoolFailure(Overflow, nil)

@@ -19,7 +19,7 @@ func (t Tunnel) Host() *cluster.Host {
 }
 
 func (p *pool) dialTunnel(client *conn.Conn, choice *cluster.Choice, h conn.Handler) (*conn.Conn, Tunnel, Failure) {
-	at := p.choose(nil, choice)
+	at := p.choose(Avoid{}, choice)
 	if at < 0 {
 		return nil, Tunnel{}, NoHost
 	}

@@ -603,7 +603,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113, 0}
 }
 
 type WatchRequest struct {
@@ -3054,8 +3054,11 @@ type Http struct {
 	Tracing           *HttpTracing `protobuf:"bytes,80,opt,name=tracing,proto3" json:"tracing,omitempty"`                                // unset: trace context passes as it came and nothing is recorded
 	NoHalfClose       bool         `protobuf:"varint,130,opt,name=no_half_close,json=noHalfClose,proto3" json:"no_half_close,omitempty"` // FIN of an HTTP/1 client while its request is under way is the end of both
 	HeaderCase        []string     `protobuf:"bytes,131,rep,name=header_case,json=headerCase,proto3" json:"header_case,omitempty"`       // spellings of header names towards HTTP/1 clients, instead of the canonical ones
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Envoy's headers, unless suppress_envoy_headers: x-envoy-expected-rq-timeout-ms and x-envoy-original-path of requests,
+	// x-envoy-upstream-service-time of responses.
+	EnvoyHeaders  bool `protobuf:"varint,61,opt,name=envoy_headers,json=envoyHeaders,proto3" json:"envoy_headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Http) Reset() {
@@ -3261,6 +3264,13 @@ func (x *Http) GetHeaderCase() []string {
 		return x.HeaderCase
 	}
 	return nil
+}
+
+func (x *Http) GetEnvoyHeaders() bool {
+	if x != nil {
+		return x.EnvoyHeaders
+	}
+	return false
 }
 
 // HttpTracing makes every request a span of a trace. Names and defaults of the sampling are Envoy's; shares are of a million.
@@ -3859,16 +3869,18 @@ func (x *HttpLimits) GetMaxRequestsPerConnection() uint32 {
 }
 
 type VirtualHost struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Domains         []string               `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"` // exact, "*.suffix", "prefix.*", "*"; lower case
-	Routes          []*Route               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`   // first match in this order
-	RequestHeaders  *HeaderOps             `protobuf:"bytes,4,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
-	ResponseHeaders *HeaderOps             `protobuf:"bytes,5,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
-	Source          *Source                `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	Filters         []*FilterUse           `protobuf:"bytes,60,rep,name=filters,proto3" json:"filters,omitempty"` // of its requests that no route takes
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state                         protoimpl.MessageState `protogen:"open.v1"`
+	Name                          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Domains                       []string               `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"` // exact, "*.suffix", "prefix.*", "*"; lower case
+	Routes                        []*Route               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`   // first match in this order
+	RequestHeaders                *HeaderOps             `protobuf:"bytes,4,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
+	ResponseHeaders               *HeaderOps             `protobuf:"bytes,5,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
+	Source                        *Source                `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Filters                       []*FilterUse           `protobuf:"bytes,60,rep,name=filters,proto3" json:"filters,omitempty"`                                                                                         // of its requests that no route takes
+	IncludeRequestAttemptCount    bool                   `protobuf:"varint,61,opt,name=include_request_attempt_count,json=includeRequestAttemptCount,proto3" json:"include_request_attempt_count,omitempty"`            // the upstream is told the number of the try: x-envoy-attempt-count
+	IncludeAttemptCountInResponse bool                   `protobuf:"varint,62,opt,name=include_attempt_count_in_response,json=includeAttemptCountInResponse,proto3" json:"include_attempt_count_in_response,omitempty"` // and the client how many there were
+	unknownFields                 protoimpl.UnknownFields
+	sizeCache                     protoimpl.SizeCache
 }
 
 func (x *VirtualHost) Reset() {
@@ -3948,6 +3960,20 @@ func (x *VirtualHost) GetFilters() []*FilterUse {
 		return x.Filters
 	}
 	return nil
+}
+
+func (x *VirtualHost) GetIncludeRequestAttemptCount() bool {
+	if x != nil {
+		return x.IncludeRequestAttemptCount
+	}
+	return false
+}
+
+func (x *VirtualHost) GetIncludeAttemptCountInResponse() bool {
+	if x != nil {
+		return x.IncludeAttemptCountInResponse
+	}
+	return false
 }
 
 type Route struct {
@@ -5248,18 +5274,21 @@ type RetryPolicy struct {
 	// "5xx" "gateway-error" "reset" "reset-before-request" "connect-failure" "retriable-4xx" "refused-stream"
 	// "envoy-ratelimited";
 	// by grpc-status "cancelled" "deadline-exceeded" "internal" "resource-exhausted" "unavailable"
-	On                      []string      `protobuf:"bytes,1,rep,name=on,proto3" json:"on,omitempty"`
-	Attempts                uint32        `protobuf:"varint,2,opt,name=attempts,proto3" json:"attempts,omitempty"`                                                                // retries after the first try; default 1
-	PerTryTimeoutMs         int64         `protobuf:"varint,3,opt,name=per_try_timeout_ms,json=perTryTimeoutMs,proto3" json:"per_try_timeout_ms,omitempty"`                       // 0: off
-	StatusCodes             []uint32      `protobuf:"varint,4,rep,packed,name=status_codes,json=statusCodes,proto3" json:"status_codes,omitempty"`                                // these too
-	BackOffMs               int64         `protobuf:"varint,5,opt,name=back_off_ms,json=backOffMs,proto3" json:"back_off_ms,omitempty"`                                           // base interval; default 25
-	MaxBackOffMs            int64         `protobuf:"varint,6,opt,name=max_back_off_ms,json=maxBackOffMs,proto3" json:"max_back_off_ms,omitempty"`                                // default 10 times the base
-	SameHost                bool          `protobuf:"varint,7,opt,name=same_host,json=sameHost,proto3" json:"same_host,omitempty"`                                                // do not prefer another host than those that failed
-	HedgeOnPerTryTimeout    bool          `protobuf:"varint,8,opt,name=hedge_on_per_try_timeout,json=hedgeOnPerTryTimeout,proto3" json:"hedge_on_per_try_timeout,omitempty"`      // a try that takes too long goes on beside the next; the first good answer counts
-	RetriableHeaders        []*FieldMatch `protobuf:"bytes,40,rep,name=retriable_headers,json=retriableHeaders,proto3" json:"retriable_headers,omitempty"`                        // responses that one of these holds for are tried again too
-	RetriableRequestHeaders []*FieldMatch `protobuf:"bytes,41,rep,name=retriable_request_headers,json=retriableRequestHeaders,proto3" json:"retriable_request_headers,omitempty"` // any: only requests that one of these holds for are tried again
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	On                            []string            `protobuf:"bytes,1,rep,name=on,proto3" json:"on,omitempty"`
+	Attempts                      uint32              `protobuf:"varint,2,opt,name=attempts,proto3" json:"attempts,omitempty"`                                                                                       // retries after the first try; default 1
+	PerTryTimeoutMs               int64               `protobuf:"varint,3,opt,name=per_try_timeout_ms,json=perTryTimeoutMs,proto3" json:"per_try_timeout_ms,omitempty"`                                              // 0: off
+	StatusCodes                   []uint32            `protobuf:"varint,4,rep,packed,name=status_codes,json=statusCodes,proto3" json:"status_codes,omitempty"`                                                       // these too
+	BackOffMs                     int64               `protobuf:"varint,5,opt,name=back_off_ms,json=backOffMs,proto3" json:"back_off_ms,omitempty"`                                                                  // base interval; default 25
+	MaxBackOffMs                  int64               `protobuf:"varint,6,opt,name=max_back_off_ms,json=maxBackOffMs,proto3" json:"max_back_off_ms,omitempty"`                                                       // default 10 times the base
+	SameHost                      bool                `protobuf:"varint,7,opt,name=same_host,json=sameHost,proto3" json:"same_host,omitempty"`                                                                       // do not prefer another host than those that failed
+	HedgeOnPerTryTimeout          bool                `protobuf:"varint,8,opt,name=hedge_on_per_try_timeout,json=hedgeOnPerTryTimeout,proto3" json:"hedge_on_per_try_timeout,omitempty"`                             // a try that takes too long goes on beside the next; the first good answer counts
+	RetriableHeaders              []*FieldMatch       `protobuf:"bytes,40,rep,name=retriable_headers,json=retriableHeaders,proto3" json:"retriable_headers,omitempty"`                                               // responses that one of these holds for are tried again too
+	RetriableRequestHeaders       []*FieldMatch       `protobuf:"bytes,41,rep,name=retriable_request_headers,json=retriableRequestHeaders,proto3" json:"retriable_request_headers,omitempty"`                        // any: only requests that one of these holds for are tried again
+	PerTryIdleTimeoutMs           int64               `protobuf:"varint,60,opt,name=per_try_idle_timeout_ms,json=perTryIdleTimeoutMs,proto3" json:"per_try_idle_timeout_ms,omitempty"`                               // a try without bytes for so long, once its request is complete; 0: off
+	RateLimitedBackOff            *RateLimitedBackOff `protobuf:"bytes,61,opt,name=rate_limited_back_off,json=rateLimitedBackOff,proto3" json:"rate_limited_back_off,omitempty"`                                     // unset: the pauses above, whatever a response says
+	HostSelectionRetryMaxAttempts uint32              `protobuf:"varint,62,opt,name=host_selection_retry_max_attempts,json=hostSelectionRetryMaxAttempts,proto3" json:"host_selection_retry_max_attempts,omitempty"` // how often another host than those that failed is looked for; default 3
+	unknownFields                 protoimpl.UnknownFields
+	sizeCache                     protoimpl.SizeCache
 }
 
 func (x *RetryPolicy) Reset() {
@@ -5362,6 +5391,132 @@ func (x *RetryPolicy) GetRetriableRequestHeaders() []*FieldMatch {
 	return nil
 }
 
+func (x *RetryPolicy) GetPerTryIdleTimeoutMs() int64 {
+	if x != nil {
+		return x.PerTryIdleTimeoutMs
+	}
+	return 0
+}
+
+func (x *RetryPolicy) GetRateLimitedBackOff() *RateLimitedBackOff {
+	if x != nil {
+		return x.RateLimitedBackOff
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetHostSelectionRetryMaxAttempts() uint32 {
+	if x != nil {
+		return x.HostSelectionRetryMaxAttempts
+	}
+	return 0
+}
+
+// RateLimitedBackOff is for the pause that a response asks for, when it is one to try again.
+type RateLimitedBackOff struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Headers       []*ResetHeader         `protobuf:"bytes,1,rep,name=headers,proto3" json:"headers,omitempty"`                                     // the first counts that can be read and asks for no more than the greatest pause
+	MaxIntervalMs int64                  `protobuf:"varint,2,opt,name=max_interval_ms,json=maxIntervalMs,proto3" json:"max_interval_ms,omitempty"` // default 300 000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimitedBackOff) Reset() {
+	*x = RateLimitedBackOff{}
+	mi := &file_config_v1_config_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimitedBackOff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimitedBackOff) ProtoMessage() {}
+
+func (x *RateLimitedBackOff) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimitedBackOff.ProtoReflect.Descriptor instead.
+func (*RateLimitedBackOff) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *RateLimitedBackOff) GetHeaders() []*ResetHeader {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *RateLimitedBackOff) GetMaxIntervalMs() int64 {
+	if x != nil {
+		return x.MaxIntervalMs
+	}
+	return 0
+}
+
+type ResetHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                         // lower case
+	UnixTimestamp bool                   `protobuf:"varint,2,opt,name=unix_timestamp,json=unixTimestamp,proto3" json:"unix_timestamp,omitempty"` // a time, in seconds since 1970; else seconds from now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetHeader) Reset() {
+	*x = ResetHeader{}
+	mi := &file_config_v1_config_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetHeader) ProtoMessage() {}
+
+func (x *ResetHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetHeader.ProtoReflect.Descriptor instead.
+func (*ResetHeader) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ResetHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResetHeader) GetUnixTimestamp() bool {
+	if x != nil {
+		return x.UnixTimestamp
+	}
+	return false
+}
+
 type Redirect struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Scheme          string                 `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"` // "" keeps
@@ -5379,7 +5534,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5391,7 +5546,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5404,7 +5559,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Redirect) GetScheme() string {
@@ -5481,7 +5636,7 @@ type Respond struct {
 
 func (x *Respond) Reset() {
 	*x = Respond{}
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5493,7 +5648,7 @@ func (x *Respond) String() string {
 func (*Respond) ProtoMessage() {}
 
 func (x *Respond) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5506,7 +5661,7 @@ func (x *Respond) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Respond.ProtoReflect.Descriptor instead.
 func (*Respond) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Respond) GetStatus() uint32 {
@@ -5542,7 +5697,7 @@ type HeaderOps struct {
 
 func (x *HeaderOps) Reset() {
 	*x = HeaderOps{}
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5554,7 +5709,7 @@ func (x *HeaderOps) String() string {
 func (*HeaderOps) ProtoMessage() {}
 
 func (x *HeaderOps) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5567,7 +5722,7 @@ func (x *HeaderOps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderOps.ProtoReflect.Descriptor instead.
 func (*HeaderOps) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *HeaderOps) GetSet() []*Header {
@@ -5608,7 +5763,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_config_v1_config_proto_msgTypes[56]
+	mi := &file_config_v1_config_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5620,7 +5775,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[56]
+	mi := &file_config_v1_config_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5633,7 +5788,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Header) GetName() string {
@@ -5686,7 +5841,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_config_v1_config_proto_msgTypes[57]
+	mi := &file_config_v1_config_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5698,7 +5853,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[57]
+	mi := &file_config_v1_config_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5711,7 +5866,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{57}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Cluster) GetName() string {
@@ -5921,7 +6076,7 @@ type RingHash struct {
 
 func (x *RingHash) Reset() {
 	*x = RingHash{}
-	mi := &file_config_v1_config_proto_msgTypes[58]
+	mi := &file_config_v1_config_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5933,7 +6088,7 @@ func (x *RingHash) String() string {
 func (*RingHash) ProtoMessage() {}
 
 func (x *RingHash) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[58]
+	mi := &file_config_v1_config_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5946,7 +6101,7 @@ func (x *RingHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingHash.ProtoReflect.Descriptor instead.
 func (*RingHash) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{58}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RingHash) GetMinSize() uint64 {
@@ -5973,7 +6128,7 @@ type Maglev struct {
 
 func (x *Maglev) Reset() {
 	*x = Maglev{}
-	mi := &file_config_v1_config_proto_msgTypes[59]
+	mi := &file_config_v1_config_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5985,7 +6140,7 @@ func (x *Maglev) String() string {
 func (*Maglev) ProtoMessage() {}
 
 func (x *Maglev) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[59]
+	mi := &file_config_v1_config_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5998,7 +6153,7 @@ func (x *Maglev) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maglev.ProtoReflect.Descriptor instead.
 func (*Maglev) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{59}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Maglev) GetTableSize() uint32 {
@@ -6018,7 +6173,7 @@ type LocalityWeight struct {
 
 func (x *LocalityWeight) Reset() {
 	*x = LocalityWeight{}
-	mi := &file_config_v1_config_proto_msgTypes[60]
+	mi := &file_config_v1_config_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6030,7 +6185,7 @@ func (x *LocalityWeight) String() string {
 func (*LocalityWeight) ProtoMessage() {}
 
 func (x *LocalityWeight) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[60]
+	mi := &file_config_v1_config_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6043,7 +6198,7 @@ func (x *LocalityWeight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalityWeight.ProtoReflect.Descriptor instead.
 func (*LocalityWeight) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{60}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *LocalityWeight) GetLocality() string {
@@ -6073,7 +6228,7 @@ type SlowStart struct {
 
 func (x *SlowStart) Reset() {
 	*x = SlowStart{}
-	mi := &file_config_v1_config_proto_msgTypes[61]
+	mi := &file_config_v1_config_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6085,7 +6240,7 @@ func (x *SlowStart) String() string {
 func (*SlowStart) ProtoMessage() {}
 
 func (x *SlowStart) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[61]
+	mi := &file_config_v1_config_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6098,7 +6253,7 @@ func (x *SlowStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowStart.ProtoReflect.Descriptor instead.
 func (*SlowStart) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{61}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SlowStart) GetWindowMs() int64 {
@@ -6134,7 +6289,7 @@ type SubsetSelector struct {
 
 func (x *SubsetSelector) Reset() {
 	*x = SubsetSelector{}
-	mi := &file_config_v1_config_proto_msgTypes[62]
+	mi := &file_config_v1_config_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6146,7 +6301,7 @@ func (x *SubsetSelector) String() string {
 func (*SubsetSelector) ProtoMessage() {}
 
 func (x *SubsetSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[62]
+	mi := &file_config_v1_config_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6159,7 +6314,7 @@ func (x *SubsetSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubsetSelector.ProtoReflect.Descriptor instead.
 func (*SubsetSelector) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{62}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SubsetSelector) GetKeys() []string {
@@ -6193,7 +6348,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_config_v1_config_proto_msgTypes[63]
+	mi := &file_config_v1_config_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6205,7 +6360,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[63]
+	mi := &file_config_v1_config_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6218,7 +6373,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{63}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Metadata) GetName() string {
@@ -6256,7 +6411,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[64]
+	mi := &file_config_v1_config_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6268,7 +6423,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[64]
+	mi := &file_config_v1_config_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6281,7 +6436,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{64}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *HealthCheck) GetKind() isHealthCheck_Kind {
@@ -6394,7 +6549,7 @@ type HttpCheck struct {
 
 func (x *HttpCheck) Reset() {
 	*x = HttpCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[65]
+	mi := &file_config_v1_config_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6406,7 +6561,7 @@ func (x *HttpCheck) String() string {
 func (*HttpCheck) ProtoMessage() {}
 
 func (x *HttpCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[65]
+	mi := &file_config_v1_config_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6419,7 +6574,7 @@ func (x *HttpCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpCheck.ProtoReflect.Descriptor instead.
 func (*HttpCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{65}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *HttpCheck) GetPath() string {
@@ -6458,7 +6613,7 @@ type TcpCheck struct {
 
 func (x *TcpCheck) Reset() {
 	*x = TcpCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[66]
+	mi := &file_config_v1_config_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6470,7 +6625,7 @@ func (x *TcpCheck) String() string {
 func (*TcpCheck) ProtoMessage() {}
 
 func (x *TcpCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[66]
+	mi := &file_config_v1_config_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6483,7 +6638,7 @@ func (x *TcpCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpCheck.ProtoReflect.Descriptor instead.
 func (*TcpCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{66}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
 }
 
 type GrpcCheck struct {
@@ -6496,7 +6651,7 @@ type GrpcCheck struct {
 
 func (x *GrpcCheck) Reset() {
 	*x = GrpcCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[67]
+	mi := &file_config_v1_config_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6508,7 +6663,7 @@ func (x *GrpcCheck) String() string {
 func (*GrpcCheck) ProtoMessage() {}
 
 func (x *GrpcCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[67]
+	mi := &file_config_v1_config_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6521,7 +6676,7 @@ func (x *GrpcCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrpcCheck.ProtoReflect.Descriptor instead.
 func (*GrpcCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{67}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GrpcCheck) GetService() string {
@@ -6556,7 +6711,7 @@ type OutlierDetection struct {
 
 func (x *OutlierDetection) Reset() {
 	*x = OutlierDetection{}
-	mi := &file_config_v1_config_proto_msgTypes[68]
+	mi := &file_config_v1_config_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6568,7 +6723,7 @@ func (x *OutlierDetection) String() string {
 func (*OutlierDetection) ProtoMessage() {}
 
 func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[68]
+	mi := &file_config_v1_config_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6581,7 +6736,7 @@ func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutlierDetection.ProtoReflect.Descriptor instead.
 func (*OutlierDetection) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *OutlierDetection) GetConsecutive_5Xx() uint32 {
@@ -6662,7 +6817,7 @@ type Discovery struct {
 
 func (x *Discovery) Reset() {
 	*x = Discovery{}
-	mi := &file_config_v1_config_proto_msgTypes[69]
+	mi := &file_config_v1_config_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6674,7 +6829,7 @@ func (x *Discovery) String() string {
 func (*Discovery) ProtoMessage() {}
 
 func (x *Discovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[69]
+	mi := &file_config_v1_config_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6687,7 +6842,7 @@ func (x *Discovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
 func (*Discovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{69}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Discovery) GetKind() isDiscovery_Kind {
@@ -6747,7 +6902,7 @@ type DnsDiscovery struct {
 
 func (x *DnsDiscovery) Reset() {
 	*x = DnsDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[70]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6759,7 +6914,7 @@ func (x *DnsDiscovery) String() string {
 func (*DnsDiscovery) ProtoMessage() {}
 
 func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[70]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6772,7 +6927,7 @@ func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsDiscovery.ProtoReflect.Descriptor instead.
 func (*DnsDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{70}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DnsDiscovery) GetHost() string {
@@ -6840,7 +6995,7 @@ type FileDiscovery struct {
 
 func (x *FileDiscovery) Reset() {
 	*x = FileDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6852,7 +7007,7 @@ func (x *FileDiscovery) String() string {
 func (*FileDiscovery) ProtoMessage() {}
 
 func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6865,7 +7020,7 @@ func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileDiscovery.ProtoReflect.Descriptor instead.
 func (*FileDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *FileDiscovery) GetPath() string {
@@ -6892,7 +7047,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6904,7 +7059,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6917,7 +7072,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -6985,7 +7140,7 @@ type CircuitBreaker struct {
 
 func (x *CircuitBreaker) Reset() {
 	*x = CircuitBreaker{}
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6997,7 +7152,7 @@ func (x *CircuitBreaker) String() string {
 func (*CircuitBreaker) ProtoMessage() {}
 
 func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7010,7 +7165,7 @@ func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
 func (*CircuitBreaker) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CircuitBreaker) GetMaxConnections() uint32 {
@@ -7074,7 +7229,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7086,7 +7241,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7099,7 +7254,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *AccessLog) GetName() string {
@@ -7140,7 +7295,7 @@ type JsonField struct {
 
 func (x *JsonField) Reset() {
 	*x = JsonField{}
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7152,7 +7307,7 @@ func (x *JsonField) String() string {
 func (*JsonField) ProtoMessage() {}
 
 func (x *JsonField) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7165,7 +7320,7 @@ func (x *JsonField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonField.ProtoReflect.Descriptor instead.
 func (*JsonField) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *JsonField) GetName() string {
@@ -7203,7 +7358,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7215,7 +7370,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7228,7 +7383,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Plugin) GetName() string {
@@ -7327,7 +7482,7 @@ type FilterUse struct {
 
 func (x *FilterUse) Reset() {
 	*x = FilterUse{}
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7339,7 +7494,7 @@ func (x *FilterUse) String() string {
 func (*FilterUse) ProtoMessage() {}
 
 func (x *FilterUse) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7352,7 +7507,7 @@ func (x *FilterUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterUse.ProtoReflect.Descriptor instead.
 func (*FilterUse) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *FilterUse) GetPlugin() string {
@@ -7405,7 +7560,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7417,7 +7572,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7430,7 +7585,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Filter) GetName() string {
@@ -7711,7 +7866,7 @@ type ExtAuthzFilter struct {
 
 func (x *ExtAuthzFilter) Reset() {
 	*x = ExtAuthzFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7723,7 +7878,7 @@ func (x *ExtAuthzFilter) String() string {
 func (*ExtAuthzFilter) ProtoMessage() {}
 
 func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7736,7 +7891,7 @@ func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtAuthzFilter.ProtoReflect.Descriptor instead.
 func (*ExtAuthzFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ExtAuthzFilter) GetCluster() string {
@@ -7887,7 +8042,7 @@ type GlobalRateLimitFilter struct {
 
 func (x *GlobalRateLimitFilter) Reset() {
 	*x = GlobalRateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7899,7 +8054,7 @@ func (x *GlobalRateLimitFilter) String() string {
 func (*GlobalRateLimitFilter) ProtoMessage() {}
 
 func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7912,7 +8067,7 @@ func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalRateLimitFilter.ProtoReflect.Descriptor instead.
 func (*GlobalRateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GlobalRateLimitFilter) GetCluster() string {
@@ -8012,7 +8167,7 @@ type RateLimitDescriptor struct {
 
 func (x *RateLimitDescriptor) Reset() {
 	*x = RateLimitDescriptor{}
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8024,7 +8179,7 @@ func (x *RateLimitDescriptor) String() string {
 func (*RateLimitDescriptor) ProtoMessage() {}
 
 func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8037,7 +8192,7 @@ func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitDescriptor.ProtoReflect.Descriptor instead.
 func (*RateLimitDescriptor) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RateLimitDescriptor) GetActions() []*RateLimitAction {
@@ -8089,7 +8244,7 @@ type RateLimitAction struct {
 
 func (x *RateLimitAction) Reset() {
 	*x = RateLimitAction{}
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8101,7 +8256,7 @@ func (x *RateLimitAction) String() string {
 func (*RateLimitAction) ProtoMessage() {}
 
 func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8114,7 +8269,7 @@ func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitAction.ProtoReflect.Descriptor instead.
 func (*RateLimitAction) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RateLimitAction) GetKey() string {
@@ -8259,7 +8414,7 @@ type AddressMask struct {
 
 func (x *AddressMask) Reset() {
 	*x = AddressMask{}
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8271,7 +8426,7 @@ func (x *AddressMask) String() string {
 func (*AddressMask) ProtoMessage() {}
 
 func (x *AddressMask) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8284,7 +8439,7 @@ func (x *AddressMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMask.ProtoReflect.Descriptor instead.
 func (*AddressMask) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *AddressMask) GetWhole() bool {
@@ -8319,7 +8474,7 @@ type RateLimitMatch struct {
 
 func (x *RateLimitMatch) Reset() {
 	*x = RateLimitMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8331,7 +8486,7 @@ func (x *RateLimitMatch) String() string {
 func (*RateLimitMatch) ProtoMessage() {}
 
 func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8344,7 +8499,7 @@ func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitMatch.ProtoReflect.Descriptor instead.
 func (*RateLimitMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RateLimitMatch) GetValue() string {
@@ -8384,7 +8539,7 @@ type JwtFilter struct {
 
 func (x *JwtFilter) Reset() {
 	*x = JwtFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8396,7 +8551,7 @@ func (x *JwtFilter) String() string {
 func (*JwtFilter) ProtoMessage() {}
 
 func (x *JwtFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8409,7 +8564,7 @@ func (x *JwtFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtFilter.ProtoReflect.Descriptor instead.
 func (*JwtFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *JwtFilter) GetProviders() []*JwtProvider {
@@ -8478,7 +8633,7 @@ type JwtRequirements struct {
 
 func (x *JwtRequirements) Reset() {
 	*x = JwtRequirements{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8490,7 +8645,7 @@ func (x *JwtRequirements) String() string {
 func (*JwtRequirements) ProtoMessage() {}
 
 func (x *JwtRequirements) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8503,7 +8658,7 @@ func (x *JwtRequirements) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirements.ProtoReflect.Descriptor instead.
 func (*JwtRequirements) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JwtRequirements) GetKind() isJwtRequirements_Kind {
@@ -8585,7 +8740,7 @@ type JwtRequirementList struct {
 
 func (x *JwtRequirementList) Reset() {
 	*x = JwtRequirementList{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8597,7 +8752,7 @@ func (x *JwtRequirementList) String() string {
 func (*JwtRequirementList) ProtoMessage() {}
 
 func (x *JwtRequirementList) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8610,7 +8765,7 @@ func (x *JwtRequirementList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirementList.ProtoReflect.Descriptor instead.
 func (*JwtRequirementList) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *JwtRequirementList) GetRequirements() []*JwtRequirements {
@@ -8630,7 +8785,7 @@ type JwtRequirement struct {
 
 func (x *JwtRequirement) Reset() {
 	*x = JwtRequirement{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8642,7 +8797,7 @@ func (x *JwtRequirement) String() string {
 func (*JwtRequirement) ProtoMessage() {}
 
 func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8655,7 +8810,7 @@ func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirement.ProtoReflect.Descriptor instead.
 func (*JwtRequirement) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *JwtRequirement) GetProvider() string {
@@ -8699,7 +8854,7 @@ type JwtProvider struct {
 
 func (x *JwtProvider) Reset() {
 	*x = JwtProvider{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8711,7 +8866,7 @@ func (x *JwtProvider) String() string {
 func (*JwtProvider) ProtoMessage() {}
 
 func (x *JwtProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8724,7 +8879,7 @@ func (x *JwtProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
 func (*JwtProvider) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *JwtProvider) GetName() string {
@@ -8863,7 +9018,7 @@ type JwtHeader struct {
 
 func (x *JwtHeader) Reset() {
 	*x = JwtHeader{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8875,7 +9030,7 @@ func (x *JwtHeader) String() string {
 func (*JwtHeader) ProtoMessage() {}
 
 func (x *JwtHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8888,7 +9043,7 @@ func (x *JwtHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtHeader.ProtoReflect.Descriptor instead.
 func (*JwtHeader) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *JwtHeader) GetName() string {
@@ -8915,7 +9070,7 @@ type JwtClaim struct {
 
 func (x *JwtClaim) Reset() {
 	*x = JwtClaim{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8927,7 +9082,7 @@ func (x *JwtClaim) String() string {
 func (*JwtClaim) ProtoMessage() {}
 
 func (x *JwtClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8940,7 +9095,7 @@ func (x *JwtClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtClaim.ProtoReflect.Descriptor instead.
 func (*JwtClaim) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *JwtClaim) GetHeader() string {
@@ -8972,7 +9127,7 @@ type RemoteJwks struct {
 
 func (x *RemoteJwks) Reset() {
 	*x = RemoteJwks{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8984,7 +9139,7 @@ func (x *RemoteJwks) String() string {
 func (*RemoteJwks) ProtoMessage() {}
 
 func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8997,7 +9152,7 @@ func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteJwks.ProtoReflect.Descriptor instead.
 func (*RemoteJwks) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RemoteJwks) GetCluster() string {
@@ -9053,7 +9208,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9065,7 +9220,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9078,7 +9233,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -9113,7 +9268,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9125,7 +9280,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9138,7 +9293,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -9222,7 +9377,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9234,7 +9389,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9247,7 +9402,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -9329,7 +9484,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9341,7 +9496,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9354,7 +9509,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -9417,7 +9572,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9429,7 +9584,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9442,7 +9597,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -9469,7 +9624,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9481,7 +9636,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9494,7 +9649,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -9524,7 +9679,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9536,7 +9691,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9549,7 +9704,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -9592,7 +9747,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9604,7 +9759,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9617,7 +9772,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -9656,7 +9811,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9668,7 +9823,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9681,7 +9836,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -9738,7 +9893,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9750,7 +9905,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9763,7 +9918,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -9797,7 +9952,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9809,7 +9964,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9822,7 +9977,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -9843,7 +9998,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9855,7 +10010,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9868,7 +10023,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -9898,7 +10053,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9910,7 +10065,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9923,7 +10078,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -9968,7 +10123,7 @@ type HealthCheckFilter struct {
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9980,7 +10135,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9993,7 +10148,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -10041,7 +10196,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10053,7 +10208,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10066,7 +10221,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -10096,7 +10251,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10108,7 +10263,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10121,7 +10276,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -10167,7 +10322,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10179,7 +10334,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10192,7 +10347,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -10248,7 +10403,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10260,7 +10415,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10273,7 +10428,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Stats) GetListen() string {
@@ -10313,7 +10468,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10325,7 +10480,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10338,7 +10493,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -10405,7 +10560,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10417,7 +10572,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10430,7 +10585,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -10485,7 +10640,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10497,7 +10652,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10510,7 +10665,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -10536,7 +10691,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10548,7 +10703,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10561,7 +10716,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -10583,7 +10738,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10595,7 +10750,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10608,7 +10763,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -10651,7 +10806,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10663,7 +10818,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10676,7 +10831,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -10711,7 +10866,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10723,7 +10878,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10736,7 +10891,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -10769,7 +10924,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10781,7 +10936,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10794,7 +10949,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -10814,7 +10969,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10826,7 +10981,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10839,7 +10994,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -10865,7 +11020,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10877,7 +11032,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10890,7 +11045,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -10911,7 +11066,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10923,7 +11078,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10936,7 +11091,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -10975,7 +11130,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10987,7 +11142,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11000,7 +11155,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -11060,7 +11215,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11072,7 +11227,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11085,7 +11240,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 type ReloadReply struct {
@@ -11101,7 +11256,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11113,7 +11268,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11126,7 +11281,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -11172,7 +11327,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11184,7 +11339,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11197,7 +11352,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 type StatusReply struct {
@@ -11217,7 +11372,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11229,7 +11384,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11242,7 +11397,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -11327,7 +11482,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11339,7 +11494,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11352,7 +11507,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -11431,7 +11586,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11443,7 +11598,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11456,7 +11611,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -11508,7 +11663,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11520,7 +11675,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11533,7 +11688,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -11586,7 +11741,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11598,7 +11753,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11611,7 +11766,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
 }
 
 type HistoryReply struct {
@@ -11623,7 +11778,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11635,7 +11790,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11648,7 +11803,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -11671,7 +11826,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11683,7 +11838,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11696,7 +11851,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -11746,7 +11901,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11758,7 +11913,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11771,7 +11926,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -11802,7 +11957,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11814,7 +11969,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11827,7 +11982,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -11889,7 +12044,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11901,7 +12056,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11914,7 +12069,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -11983,7 +12138,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11995,7 +12150,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12008,7 +12163,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -12038,7 +12193,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[137]
+	mi := &file_config_v1_config_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12050,7 +12205,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[137]
+	mi := &file_config_v1_config_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12063,7 +12218,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -12112,7 +12267,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[138]
+	mi := &file_config_v1_config_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12124,7 +12279,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[138]
+	mi := &file_config_v1_config_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12137,7 +12292,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{138}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -12174,7 +12329,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[139]
+	mi := &file_config_v1_config_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12186,7 +12341,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[139]
+	mi := &file_config_v1_config_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12199,7 +12354,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{139}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -12442,7 +12597,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06weight\x18\x02 \x01(\rR\x06weight\x12E\n" +
 	"\x0frequest_headers\x18\x03 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0erequestHeaders\x12G\n" +
 	"\x10response_headers\x18\x04 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0fresponseHeaders\x123\n" +
-	"\x06subset\x18( \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\"\xaa\t\n" +
+	"\x06subset\x18( \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\"\xcf\t\n" +
 	"\x04Http\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vstat_prefix\x18\x02 \x01(\tR\n" +
@@ -12473,7 +12628,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\atracing\x18P \x01(\v2\x1e.retinue.config.v1.HttpTracingR\atracing\x12#\n" +
 	"\rno_half_close\x18\x82\x01 \x01(\bR\vnoHalfClose\x12 \n" +
 	"\vheader_case\x18\x83\x01 \x03(\tR\n" +
-	"headerCase\"\xf4\x03\n" +
+	"headerCase\x12#\n" +
+	"\renvoy_headers\x18= \x01(\bR\fenvoyHeaders\"\xf4\x03\n" +
 	"\vHttpTracing\x12'\n" +
 	"\x0frandom_sampling\x18\x01 \x01(\rR\x0erandomSampling\x12'\n" +
 	"\x0fclient_sampling\x18\x02 \x01(\rR\x0eclientSampling\x12)\n" +
@@ -12534,7 +12690,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x19max_request_headers_bytes\x18\x01 \x01(\rR\x16maxRequestHeadersBytes\x12*\n" +
 	"\x11max_headers_count\x18\x02 \x01(\rR\x0fmaxHeadersCount\x123\n" +
 	"\x16max_request_line_bytes\x18\x03 \x01(\rR\x13maxRequestLineBytes\x12=\n" +
-	"\x1bmax_requests_per_connection\x18\x04 \x01(\rR\x18maxRequestsPerConnection\"\xe8\x02\n" +
+	"\x1bmax_requests_per_connection\x18\x04 \x01(\rR\x18maxRequestsPerConnection\"\xf5\x03\n" +
 	"\vVirtualHost\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x120\n" +
@@ -12542,7 +12698,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0frequest_headers\x18\x04 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0erequestHeaders\x12G\n" +
 	"\x10response_headers\x18\x05 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\x0fresponseHeaders\x121\n" +
 	"\x06source\x18\x06 \x01(\v2\x19.retinue.config.v1.SourceR\x06source\x126\n" +
-	"\afilters\x18< \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\"\xbb\x04\n" +
+	"\afilters\x18< \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\x12A\n" +
+	"\x1dinclude_request_attempt_count\x18= \x01(\bR\x1aincludeRequestAttemptCount\x12H\n" +
+	"!include_attempt_count_in_response\x18> \x01(\bR\x1dincludeAttemptCountInResponse\"\xbb\x04\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x05match\x18\x02 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\x126\n" +
@@ -12655,7 +12813,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x03set\x18\x03 \x03(\v2\x1c.retinue.config.v1.ParameterR\x03set\"5\n" +
 	"\tParameter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xcc\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xa6\x05\n" +
 	"\vRetryPolicy\x12\x0e\n" +
 	"\x02on\x18\x01 \x03(\tR\x02on\x12\x1a\n" +
 	"\battempts\x18\x02 \x01(\rR\battempts\x12+\n" +
@@ -12666,7 +12824,16 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tsame_host\x18\a \x01(\bR\bsameHost\x126\n" +
 	"\x18hedge_on_per_try_timeout\x18\b \x01(\bR\x14hedgeOnPerTryTimeout\x12J\n" +
 	"\x11retriable_headers\x18( \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x10retriableHeaders\x12Y\n" +
-	"\x19retriable_request_headers\x18) \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x17retriableRequestHeaders\"\xc7\x02\n" +
+	"\x19retriable_request_headers\x18) \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x17retriableRequestHeaders\x124\n" +
+	"\x17per_try_idle_timeout_ms\x18< \x01(\x03R\x13perTryIdleTimeoutMs\x12X\n" +
+	"\x15rate_limited_back_off\x18= \x01(\v2%.retinue.config.v1.RateLimitedBackOffR\x12rateLimitedBackOff\x12H\n" +
+	"!host_selection_retry_max_attempts\x18> \x01(\rR\x1dhostSelectionRetryMaxAttempts\"v\n" +
+	"\x12RateLimitedBackOff\x128\n" +
+	"\aheaders\x18\x01 \x03(\v2\x1e.retinue.config.v1.ResetHeaderR\aheaders\x12&\n" +
+	"\x0fmax_interval_ms\x18\x02 \x01(\x03R\rmaxIntervalMs\"H\n" +
+	"\vResetHeader\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eunix_timestamp\x18\x02 \x01(\bR\runixTimestamp\"\xc7\x02\n" +
 	"\bRedirect\x12\x16\n" +
 	"\x06scheme\x18\x01 \x01(\tR\x06scheme\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -13351,7 +13518,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 142)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -13417,104 +13584,106 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*QueryRewrite)(nil),          // 61: retinue.config.v1.QueryRewrite
 	(*Parameter)(nil),             // 62: retinue.config.v1.Parameter
 	(*RetryPolicy)(nil),           // 63: retinue.config.v1.RetryPolicy
-	(*Redirect)(nil),              // 64: retinue.config.v1.Redirect
-	(*Respond)(nil),               // 65: retinue.config.v1.Respond
-	(*HeaderOps)(nil),             // 66: retinue.config.v1.HeaderOps
-	(*Header)(nil),                // 67: retinue.config.v1.Header
-	(*Cluster)(nil),               // 68: retinue.config.v1.Cluster
-	(*RingHash)(nil),              // 69: retinue.config.v1.RingHash
-	(*Maglev)(nil),                // 70: retinue.config.v1.Maglev
-	(*LocalityWeight)(nil),        // 71: retinue.config.v1.LocalityWeight
-	(*SlowStart)(nil),             // 72: retinue.config.v1.SlowStart
-	(*SubsetSelector)(nil),        // 73: retinue.config.v1.SubsetSelector
-	(*Metadata)(nil),              // 74: retinue.config.v1.Metadata
-	(*HealthCheck)(nil),           // 75: retinue.config.v1.HealthCheck
-	(*HttpCheck)(nil),             // 76: retinue.config.v1.HttpCheck
-	(*TcpCheck)(nil),              // 77: retinue.config.v1.TcpCheck
-	(*GrpcCheck)(nil),             // 78: retinue.config.v1.GrpcCheck
-	(*OutlierDetection)(nil),      // 79: retinue.config.v1.OutlierDetection
-	(*Discovery)(nil),             // 80: retinue.config.v1.Discovery
-	(*DnsDiscovery)(nil),          // 81: retinue.config.v1.DnsDiscovery
-	(*FileDiscovery)(nil),         // 82: retinue.config.v1.FileDiscovery
-	(*Endpoint)(nil),              // 83: retinue.config.v1.Endpoint
-	(*CircuitBreaker)(nil),        // 84: retinue.config.v1.CircuitBreaker
-	(*AccessLog)(nil),             // 85: retinue.config.v1.AccessLog
-	(*JsonField)(nil),             // 86: retinue.config.v1.JsonField
-	(*Plugin)(nil),                // 87: retinue.config.v1.Plugin
-	(*FilterUse)(nil),             // 88: retinue.config.v1.FilterUse
-	(*Filter)(nil),                // 89: retinue.config.v1.Filter
-	(*ExtAuthzFilter)(nil),        // 90: retinue.config.v1.ExtAuthzFilter
-	(*GlobalRateLimitFilter)(nil), // 91: retinue.config.v1.GlobalRateLimitFilter
-	(*RateLimitDescriptor)(nil),   // 92: retinue.config.v1.RateLimitDescriptor
-	(*RateLimitAction)(nil),       // 93: retinue.config.v1.RateLimitAction
-	(*AddressMask)(nil),           // 94: retinue.config.v1.AddressMask
-	(*RateLimitMatch)(nil),        // 95: retinue.config.v1.RateLimitMatch
-	(*JwtFilter)(nil),             // 96: retinue.config.v1.JwtFilter
-	(*JwtRequirements)(nil),       // 97: retinue.config.v1.JwtRequirements
-	(*JwtRequirementList)(nil),    // 98: retinue.config.v1.JwtRequirementList
-	(*JwtRequirement)(nil),        // 99: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 100: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 101: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 102: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 103: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 104: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 105: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 106: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 107: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 108: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 109: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 110: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 111: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 112: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 113: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 114: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 115: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 116: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 117: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 118: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 119: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 120: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 121: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 122: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 123: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 124: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 125: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 126: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 127: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 128: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 129: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 130: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 131: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 132: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 133: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 134: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 135: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 136: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 137: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 138: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 139: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 140: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 141: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 142: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 143: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 144: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 145: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 146: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 147: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 148: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 149: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 150: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 151: retinue.suite.v1.Hello
+	(*RateLimitedBackOff)(nil),    // 64: retinue.config.v1.RateLimitedBackOff
+	(*ResetHeader)(nil),           // 65: retinue.config.v1.ResetHeader
+	(*Redirect)(nil),              // 66: retinue.config.v1.Redirect
+	(*Respond)(nil),               // 67: retinue.config.v1.Respond
+	(*HeaderOps)(nil),             // 68: retinue.config.v1.HeaderOps
+	(*Header)(nil),                // 69: retinue.config.v1.Header
+	(*Cluster)(nil),               // 70: retinue.config.v1.Cluster
+	(*RingHash)(nil),              // 71: retinue.config.v1.RingHash
+	(*Maglev)(nil),                // 72: retinue.config.v1.Maglev
+	(*LocalityWeight)(nil),        // 73: retinue.config.v1.LocalityWeight
+	(*SlowStart)(nil),             // 74: retinue.config.v1.SlowStart
+	(*SubsetSelector)(nil),        // 75: retinue.config.v1.SubsetSelector
+	(*Metadata)(nil),              // 76: retinue.config.v1.Metadata
+	(*HealthCheck)(nil),           // 77: retinue.config.v1.HealthCheck
+	(*HttpCheck)(nil),             // 78: retinue.config.v1.HttpCheck
+	(*TcpCheck)(nil),              // 79: retinue.config.v1.TcpCheck
+	(*GrpcCheck)(nil),             // 80: retinue.config.v1.GrpcCheck
+	(*OutlierDetection)(nil),      // 81: retinue.config.v1.OutlierDetection
+	(*Discovery)(nil),             // 82: retinue.config.v1.Discovery
+	(*DnsDiscovery)(nil),          // 83: retinue.config.v1.DnsDiscovery
+	(*FileDiscovery)(nil),         // 84: retinue.config.v1.FileDiscovery
+	(*Endpoint)(nil),              // 85: retinue.config.v1.Endpoint
+	(*CircuitBreaker)(nil),        // 86: retinue.config.v1.CircuitBreaker
+	(*AccessLog)(nil),             // 87: retinue.config.v1.AccessLog
+	(*JsonField)(nil),             // 88: retinue.config.v1.JsonField
+	(*Plugin)(nil),                // 89: retinue.config.v1.Plugin
+	(*FilterUse)(nil),             // 90: retinue.config.v1.FilterUse
+	(*Filter)(nil),                // 91: retinue.config.v1.Filter
+	(*ExtAuthzFilter)(nil),        // 92: retinue.config.v1.ExtAuthzFilter
+	(*GlobalRateLimitFilter)(nil), // 93: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 94: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 95: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 96: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 97: retinue.config.v1.RateLimitMatch
+	(*JwtFilter)(nil),             // 98: retinue.config.v1.JwtFilter
+	(*JwtRequirements)(nil),       // 99: retinue.config.v1.JwtRequirements
+	(*JwtRequirementList)(nil),    // 100: retinue.config.v1.JwtRequirementList
+	(*JwtRequirement)(nil),        // 101: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 102: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 103: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 104: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 105: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 106: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 107: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 108: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 109: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 110: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 111: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 112: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 113: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 114: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 115: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 116: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 117: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 118: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 119: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 120: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 121: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 122: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 123: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 124: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 125: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 126: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 127: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 128: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 129: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 130: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 131: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 132: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 133: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 134: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 135: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 136: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 137: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 138: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 139: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 140: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 141: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 142: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 143: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 144: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 145: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 146: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 147: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 148: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 149: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 150: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 151: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 152: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 153: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	12,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	13,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	14,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	16,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	151, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	153, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	15,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	151, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	153, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	18,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	22,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	23,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -13522,20 +13691,20 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	24,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	26,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	19,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	130, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	127, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	132, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	129, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	20,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	21,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	27,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
 	32,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
 	41,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
-	68,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
-	85,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	121, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	70,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
+	87,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
+	123, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	36,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
-	87,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
-	89,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	123, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	89,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
+	91,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
+	125, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	29,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	28,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	28,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -13548,39 +13717,39 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	39,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
 	34,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
 	37,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
-	88,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
+	90,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
 	40,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
-	88,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
-	66,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
-	66,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
-	74,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
+	90,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
+	68,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
+	68,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
+	76,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
 	49,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
 	47,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
 	48,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
 	25,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
-	66,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
-	66,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
+	68,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
+	68,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
 	46,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
 	45,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
-	88,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
+	90,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
 	42,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
 	1,   // 57: retinue.config.v1.HttpTracing.accept:type_name -> retinue.config.v1.TraceFormat
 	1,   // 58: retinue.config.v1.HttpTracing.propagate:type_name -> retinue.config.v1.TraceFormat
 	44,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
 	2,   // 60: retinue.config.v1.PathOptions.escaped_slashes:type_name -> retinue.config.v1.EscapedSlashes
 	50,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
-	66,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
-	66,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
+	68,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
+	68,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
 	25,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
-	88,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
+	90,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
 	51,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
 	54,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
-	64,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
-	65,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
-	66,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
-	66,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
+	66,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
+	67,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
+	68,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
+	68,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
 	25,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
-	88,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
+	90,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
 	43,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
 	52,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
 	52,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
@@ -13593,142 +13762,144 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	61,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
 	63,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
 	56,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
-	74,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
+	76,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
 	55,  // 87: retinue.config.v1.RouteAction.upgrades:type_name -> retinue.config.v1.RouteUpgrades
 	3,   // 88: retinue.config.v1.RouteAction.priority:type_name -> retinue.config.v1.RoutingPriority
 	57,  // 89: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
 	62,  // 90: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
 	52,  // 91: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
 	52,  // 92: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
-	60,  // 93: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	67,  // 94: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
-	67,  // 95: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
-	67,  // 96: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	83,  // 97: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
-	5,   // 98: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	84,  // 99: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	80,  // 100: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
-	38,  // 101: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
-	75,  // 102: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
-	79,  // 103: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
-	45,  // 104: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
-	69,  // 105: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
-	70,  // 106: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
-	71,  // 107: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
-	72,  // 108: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
-	73,  // 109: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	84,  // 110: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
-	4,   // 111: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
-	74,  // 112: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
-	76,  // 113: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
-	77,  // 114: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
-	78,  // 115: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	81,  // 116: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	82,  // 117: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	74,  // 118: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	86,  // 119: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	6,   // 120: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	25,  // 121: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	6,   // 122: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	25,  // 123: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	104, // 124: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	105, // 125: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	106, // 126: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	107, // 127: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	108, // 128: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	113, // 129: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	114, // 130: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	115, // 131: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	116, // 132: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	117, // 133: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	119, // 134: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	120, // 135: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	90,  // 136: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	91,  // 137: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	96,  // 138: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	62,  // 139: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	92,  // 140: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	93,  // 141: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	94,  // 142: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	95,  // 143: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	51,  // 144: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	100, // 145: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	99,  // 146: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	99,  // 147: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	97,  // 148: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
-	99,  // 149: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
-	98,  // 150: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
-	98,  // 151: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
-	97,  // 152: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
-	103, // 153: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	101, // 154: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	102, // 155: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	66,  // 156: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	66,  // 157: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	51,  // 158: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	109, // 159: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	109, // 160: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	110, // 161: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	111, // 162: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	112, // 163: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	25,  // 164: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	51,  // 165: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	52,  // 166: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	118, // 167: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	51,  // 168: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	122, // 169: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	10,  // 170: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	124, // 171: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	124, // 172: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	124, // 173: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	124, // 174: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	151, // 175: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	130, // 176: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	127, // 177: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	83,  // 178: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	133, // 179: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 180: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	25,  // 181: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	133, // 182: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	151, // 183: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	139, // 184: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	140, // 185: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	138, // 186: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	127, // 187: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 188: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	143, // 189: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	146, // 190: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	133, // 191: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	8,   // 192: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	25,  // 193: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	67,  // 194: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	150, // 195: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	25,  // 196: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	11,  // 197: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	125, // 198: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	131, // 199: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	134, // 200: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	136, // 201: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	141, // 202: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	144, // 203: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	147, // 204: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	128, // 205: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	148, // 206: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	17,  // 207: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	126, // 208: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	132, // 209: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	135, // 210: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	137, // 211: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	142, // 212: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	145, // 213: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	135, // 214: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	129, // 215: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	149, // 216: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	207, // [207:217] is the sub-list for method output_type
-	197, // [197:207] is the sub-list for method input_type
-	197, // [197:197] is the sub-list for extension type_name
-	197, // [197:197] is the sub-list for extension extendee
-	0,   // [0:197] is the sub-list for field type_name
+	64,  // 93: retinue.config.v1.RetryPolicy.rate_limited_back_off:type_name -> retinue.config.v1.RateLimitedBackOff
+	65,  // 94: retinue.config.v1.RateLimitedBackOff.headers:type_name -> retinue.config.v1.ResetHeader
+	60,  // 95: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	69,  // 96: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
+	69,  // 97: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
+	69,  // 98: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
+	85,  // 99: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	5,   // 100: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
+	86,  // 101: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	82,  // 102: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	38,  // 103: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
+	77,  // 104: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
+	81,  // 105: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
+	45,  // 106: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
+	71,  // 107: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
+	72,  // 108: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
+	73,  // 109: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
+	74,  // 110: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
+	75,  // 111: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
+	86,  // 112: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
+	4,   // 113: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
+	76,  // 114: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
+	78,  // 115: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
+	79,  // 116: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
+	80,  // 117: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
+	83,  // 118: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	84,  // 119: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	76,  // 120: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	88,  // 121: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	6,   // 122: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	25,  // 123: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	6,   // 124: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	25,  // 125: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	106, // 126: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	107, // 127: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	108, // 128: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	109, // 129: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	110, // 130: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	115, // 131: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	116, // 132: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	117, // 133: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	118, // 134: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	119, // 135: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	121, // 136: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	122, // 137: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	92,  // 138: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	93,  // 139: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	98,  // 140: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	62,  // 141: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	94,  // 142: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	95,  // 143: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	96,  // 144: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	97,  // 145: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	51,  // 146: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	102, // 147: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	101, // 148: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	101, // 149: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	99,  // 150: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
+	101, // 151: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
+	100, // 152: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
+	100, // 153: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
+	99,  // 154: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
+	105, // 155: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	103, // 156: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	104, // 157: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	68,  // 158: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	68,  // 159: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	51,  // 160: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	111, // 161: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	111, // 162: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	112, // 163: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	113, // 164: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	114, // 165: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	25,  // 166: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	51,  // 167: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	52,  // 168: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	120, // 169: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	51,  // 170: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	124, // 171: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	10,  // 172: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	126, // 173: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	126, // 174: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	126, // 175: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	126, // 176: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	153, // 177: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	132, // 178: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	129, // 179: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	85,  // 180: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	135, // 181: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 182: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	25,  // 183: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	135, // 184: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	153, // 185: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	141, // 186: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	142, // 187: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	140, // 188: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	129, // 189: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 190: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	145, // 191: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	148, // 192: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	135, // 193: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	8,   // 194: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	25,  // 195: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	69,  // 196: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	152, // 197: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	25,  // 198: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	11,  // 199: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	127, // 200: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	133, // 201: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	136, // 202: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	138, // 203: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	143, // 204: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	146, // 205: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	149, // 206: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	130, // 207: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	150, // 208: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	17,  // 209: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	128, // 210: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	134, // 211: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	137, // 212: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	139, // 213: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	144, // 214: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	147, // 215: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	137, // 216: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	131, // 217: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	151, // 218: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	209, // [209:219] is the sub-list for method output_type
+	199, // [199:209] is the sub-list for method input_type
+	199, // [199:199] is the sub-list for extension type_name
+	199, // [199:199] is the sub-list for extension extendee
+	0,   // [0:199] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -13795,20 +13966,20 @@ func file_config_v1_config_proto_init() {
 		(*HashPolicy_Query)(nil),
 	}
 	file_config_v1_config_proto_msgTypes[46].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[53].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[57].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[64].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[55].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[59].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[66].OneofWrappers = []any{
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_Tcp)(nil),
 		(*HealthCheck_Grpc)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[68].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[69].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[70].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[71].OneofWrappers = []any{
 		(*Discovery_Dns)(nil),
 		(*Discovery_File)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[73].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[78].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[75].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{
 		(*Filter_Header)(nil),
 		(*Filter_RateLimit)(nil),
 		(*Filter_Fault)(nil),
@@ -13825,8 +13996,8 @@ func file_config_v1_config_proto_init() {
 		(*Filter_GlobalRateLimit)(nil),
 		(*Filter_Jwt)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[82].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[82].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[84].OneofWrappers = []any{
 		(*RateLimitAction_GenericKey)(nil),
 		(*RateLimitAction_RemoteAddress)(nil),
 		(*RateLimitAction_RequestHeader)(nil),
@@ -13835,22 +14006,22 @@ func file_config_v1_config_proto_init() {
 		(*RateLimitAction_Match)(nil),
 		(*RateLimitAction_Format)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[86].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[88].OneofWrappers = []any{
 		(*JwtRequirements_Provider)(nil),
 		(*JwtRequirements_Any)(nil),
 		(*JwtRequirements_All)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[94].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[95].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[96].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[101].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[97].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[98].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[103].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      11,
-			NumMessages:   140,
+			NumMessages:   142,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
