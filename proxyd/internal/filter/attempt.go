@@ -101,6 +101,9 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 		span := s.Trace.Span // where there have been too many tries for one of its own
 		if t := at.traced(); t != nil {
 			t.Host, span = host, t.Span
+			if l, ok := encoder.(stream.Linked); ok && s.Trace.Sampled {
+				t.Link = l.Link()
+			}
 		}
 		r.shared.scratch = s.Trace.Tries.Propagate(s, span, r.shared.scratch)
 	}

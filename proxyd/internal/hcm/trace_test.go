@@ -95,7 +95,10 @@ func TestTriesAreSpans(t *testing.T) {
 		if got.End < got.Start || got.Host == nil || got.Cluster != "up" {
 			t.Errorf("try %d: %+v", i, got)
 		}
-		got.Span, got.Host, got.Cluster, got.Start, got.End = [8]byte{}, nil, "", 0, 0
+		if got.Link.Protocol != "HTTP/1.1" || got.Link.Connection == 0 {
+			t.Errorf("try %d went over %+v", i, got.Link)
+		}
+		got.Span, got.Host, got.Cluster, got.Start, got.End, got.Link = [8]byte{}, nil, "", 0, 0, stream.Link{}
 		if got != want[i] {
 			t.Errorf("try %d ended as %+v, want %+v", i, got, want[i])
 		}

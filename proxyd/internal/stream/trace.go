@@ -33,6 +33,7 @@ type Try struct {
 	Span       [8]byte
 	Cluster    string
 	Host       *cluster.Host // nil: there was no connection
+	Link       Link          // what carried it, where the span is recorded
 	Start, End int64         // ns of the worker's clock
 	Retry      uint32        // 0: the first
 	Status     int           // of its answer; 0: there was none

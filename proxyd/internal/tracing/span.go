@@ -21,7 +21,7 @@ const (
 	// maxCall bounds the span of a plugin's call.
 	maxCall = 512
 	// maxTry bounds the span of a try, and maxName a name or an address in it: a chunk has room for the spans of one request.
-	maxTry, maxName = 1280, 128
+	maxTry, maxName = 1408, 128
 )
 
 // Fields of opentelemetry.proto.trace.v1 and common.v1.
@@ -77,7 +77,7 @@ func (c *Config) appendSpan(dst []byte, room *scratch, s *stream.Stream) []byte 
 	b = protowire.AppendTag(b, spanEnd, protowire.Fixed64Type)
 	b = protowire.AppendFixed64(b, uint64(s.StartWall+s.End-s.Start))
 	b = c.appendTags(b, text, s)
-	if s.Status >= 500 || s.Status == 0 {
+	if failed(s) {
 		b = protowire.AppendTag(b, spanStatus, protowire.BytesType)
 		b = protowire.AppendBytes(b, []byte{statusCode<<3 | byte(protowire.VarintType), statusError})
 	}
@@ -132,12 +132,25 @@ func appendTry(dst []byte, room *scratch, s *stream.Stream, t *stream.Try) []byt
 	b = protowire.AppendTag(b, spanEnd, protowire.Fixed64Type)
 	b = protowire.AppendFixed64(b, uint64(s.StartWall+t.End-s.Start))
 	b = appendTagString(b, "component", "proxy")
-	b = appendTagString(b, "http.protocol", s.Request.Proto.String())
+	if t.Link.Protocol != "" {
+		b = appendTagString(b, "http.protocol", t.Link.Protocol)
+	}
 	b = appendTagString(b, "upstream_cluster", cluster)
 	b = appendTagString(b, "upstream_cluster.name", cluster)
-	if t.Host != nil {
+	switch {
+	case t.Link.Remote.IsValid(): // of an endpoint with several addresses the one that answered
+		text := t.Link.Remote.AppendTo(text)
+		b = appendTag(b, "upstream_address", text)
+		b = appendTag(b, "peer.address", text)
+	case t.Host != nil:
 		b = appendTagString(b, "upstream_address", cutString(t.Host.Address, maxName))
 		b = appendTagString(b, "peer.address", cutString(t.Host.Address, maxName))
+	}
+	if t.Link.Connection != 0 {
+		b = appendTag(b, "upstream_connection_id", strconv.AppendUint(text, t.Link.Connection, 10))
+	}
+	if t.Link.Local.IsValid() {
+		b = appendTag(b, "upstream_local_address", t.Link.Local.AppendTo(text))
 	}
 	if t.Retry > 0 {
 		b = appendTag(b, "retry.count", strconv.AppendUint(text, uint64(t.Retry), 10))
@@ -202,8 +215,13 @@ func (c *Config) appendTags(b, text []byte, s *stream.Stream) []byte {
 	b = appendTag(b, "response_size", strconv.AppendUint(text, s.BytesSent, 10))
 	b = appendTag(b, "http.status_code", strconv.AppendInt(text, int64(s.Status), 10))
 	b = appendTag(b, "response_flags", s.Flags.Append(text))
-	if v := grpcStatus(s); v != nil {
-		b = appendTag(b, "grpc.status_code", cut(v, maxTag))
+	if s.GRPC() {
+		b = appendTag(b, "grpc.path", cut(r.Path(), maxTag))
+		b = appendTag(b, "grpc.authority", cut(r.Authority(), maxTag))
+		b = appendTag(b, "grpc.content_type", cut(r.Get(header.ContentType), maxTag))
+		b = appendTag(b, "grpc.timeout", cut(r.Get(header.GrpcTimeout), maxTag))
+		b = appendTag(b, "grpc.status_code", cut(answered(s, header.GrpcStatus), maxTag))
+		b = appendTag(b, "grpc.message", cut(answered(s, header.GrpcMessage), maxTag))
 	}
 	if s.ClusterName != "" {
 		b = appendTagString(b, "upstream_cluster", cutString(s.ClusterName, maxTag))
@@ -214,7 +232,7 @@ func (c *Config) appendTags(b, text []byte, s *stream.Stream) []byte {
 	if s.Attempts > 1 {
 		b = appendTag(b, "retry.count", strconv.AppendUint(text, uint64(s.Attempts-1), 10))
 	}
-	if s.Status >= 500 || s.Status == 0 {
+	if failed(s) {
 		b = appendTagString(b, "error", "true")
 	}
 	for i := range c.tags {
@@ -226,16 +244,35 @@ func (c *Config) appendTags(b, text []byte, s *stream.Stream) []byte {
 	return b
 }
 
-// grpcStatus is the status that a gRPC request was answered with, nil for none.
-func grpcStatus(s *stream.Stream) (v []byte) {
-	if !s.GRPC() {
-		return nil
+// failed tells that the span is an error: no answer, a 5xx, or a status of gRPC that is the upstream's fault.
+func failed(s *stream.Stream) bool {
+	if s.Status >= 500 || s.Status == 0 {
+		return true
 	}
+	if !s.GRPC() {
+		return false
+	}
+	v := answered(s, header.GrpcStatus)
+	if len(v) == 0 || len(v) > 2 {
+		return false
+	}
+	code := 0
+	for _, c := range v {
+		if c < '0' || c > '9' {
+			return false
+		}
+		code = 10*code + int(c-'0')
+	}
+	return grpcErrors>>code&1 != 0
+}
+
+// answered is a field of gRPC that the request was answered with, in the trailers or in a head without a body; nil for none.
+func answered(s *stream.Stream, id header.ID) (v []byte) {
 	if s.ResponseTrailers != nil {
-		v = s.ResponseTrailers.Get(header.GrpcStatus)
+		v = s.ResponseTrailers.Get(id)
 	}
 	if v == nil && s.Response != nil {
-		v = s.Response.Get(header.GrpcStatus)
+		v = s.Response.Get(id)
 	}
 	return v
 }

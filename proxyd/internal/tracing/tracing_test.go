@@ -267,6 +267,83 @@ func TestSpan(t *testing.T) {
 	}
 }
 
+// TestGRPCSpan: the tags of gRPC requests, and which statuses are errors.
+func TestGRPCSpan(t *testing.T) {
+	c := config(t, nil)
+	for _, test := range []struct {
+		name     string
+		headers  []string
+		head     string // fields of the response
+		trailers string
+		want     map[string]string
+	}{
+		{
+			"answered",
+			[]string{"content-type: application/grpc+proto", "grpc-timeout: 5S"},
+			"", "grpc-status: 0",
+			map[string]string{"grpc.content_type": "application/grpc+proto", "grpc.timeout": "5S", "grpc.status_code": "0"},
+		},
+		{
+			"failed",
+			[]string{"content-type: application/grpc"},
+			"", "grpc-status: 14, grpc-message: away%20today",
+			map[string]string{"grpc.content_type": "application/grpc", "grpc.status_code": "14", "grpc.message": "away%20today", "error": "true"},
+		},
+		{
+			"not found, without a body",
+			[]string{"content-type: application/grpc"},
+			"grpc-status: 5, grpc-message: no such thing", "",
+			map[string]string{"grpc.content_type": "application/grpc", "grpc.status_code": "5", "grpc.message": "no such thing"},
+		},
+		{
+			"a status that is none",
+			[]string{"content-type: application/grpc"},
+			"grpc-status: 78", "",
+			map[string]string{"grpc.content_type": "application/grpc", "grpc.status_code": "78"},
+		},
+		{"no gRPC", []string{"content-type: text/plain"}, "grpc-status: 14", "", map[string]string{}},
+	} {
+		s := newStream(t, test.headers...)
+		s.Request.SetAuthority([]byte("shop"))
+		s.Request.SetPath([]byte("/shop.Cart/Add"))
+		c.Begin(s, nil, nil)
+		s.Status, s.Response = 200, &header.Response{}
+		add := func(b *header.Block, list string) {
+			for field := range strings.SplitSeq(list, ", ") {
+				if name, value, ok := strings.Cut(field, ": "); ok {
+					b.AddString(header.Other, name, value)
+				}
+			}
+		}
+		add(&s.Response.Block, test.head)
+		if test.trailers != "" {
+			s.ResponseTrailers = &header.Block{}
+			add(s.ResponseTrailers, test.trailers)
+		}
+		room := newScratch()
+		span := fields(t, fields(t, c.appendSpan(nil, &room, s))[scopeSpansSpans][0])
+		got := map[string]string{}
+		for name, value := range tagsOf(t, span) {
+			if strings.HasPrefix(name, "grpc.") || name == "error" {
+				got[name] = value
+			}
+		}
+		if len(test.want) > 0 {
+			test.want["grpc.path"], test.want["grpc.authority"] = "/shop.Cart/Add", "shop"
+		}
+		if !maps.Equal(got, test.want) {
+			t.Errorf("%s: tags %v, want %v", test.name, got, test.want)
+		}
+		if failed := len(span[spanStatus]) == 1; failed != (test.want["error"] != "") {
+			t.Errorf("%s: an error: %v", test.name, failed)
+		}
+		buffer := make([]byte, 0, maxSpan)
+		if n := testing.AllocsPerRun(50, func() { c.appendSpan(buffer, &room, s) }); n > 0 {
+			t.Errorf("%s: %v allocations", test.name, n)
+		}
+	}
+}
+
 // TestCallSpan: a call of a plugin is a child of the stream's span, noted only where that is recorded, and no more than have room.
 func TestCallSpan(t *testing.T) {
 	s := newStream(t)
@@ -333,6 +410,12 @@ func TestTrySpan(t *testing.T) {
 		want map[string]string // beside what all have
 	}{
 		{"answered", stream.Try{Status: 200, GRPC: -1, Host: &cluster.Host{Address: "10.0.0.1:80"}}, map[string]string{"http.status_code": "200", "upstream_address": "10.0.0.1:80", "peer.address": "10.0.0.1:80"}},
+		{"over a connection", stream.Try{Status: 200, GRPC: -1, Host: &cluster.Host{Address: "api:80"}, Link: stream.Link{
+			Connection: 77, Local: netip.MustParseAddrPort("10.0.0.9:4000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Protocol: "HTTP/2",
+		}}, map[string]string{
+			"http.status_code": "200", "upstream_address": "10.0.0.2:80", "peer.address": "10.0.0.2:80", "http.protocol": "HTTP/2",
+			"upstream_connection_id": "77", "upstream_local_address": "10.0.0.9:4000",
+		}},
 		{"a bad answer of a retry", stream.Try{Status: 503, GRPC: -1, Retry: 2}, map[string]string{"http.status_code": "503", "retry.count": "2", "error": "true"}},
 		{"gRPC, unavailable", stream.Try{Status: 200, GRPC: 14}, map[string]string{"http.status_code": "200", "grpc.status_code": "14", "error": "true"}},
 		{"gRPC, not found", stream.Try{Status: 200, GRPC: 5}, map[string]string{"http.status_code": "200", "grpc.status_code": "5"}},
@@ -345,7 +428,7 @@ func TestTrySpan(t *testing.T) {
 		if string(span[spanParent][0]) != string(s.Trace.Span[:]) || string(span[spanSpanID][0]) != string(try.Span[:]) || string(span[spanName][0]) != "router app egress" {
 			t.Errorf("%s: %q", test.name, span)
 		}
-		for name, value := range map[string]string{"component": "proxy", "http.protocol": s.Request.Proto.String(), "upstream_cluster": "app", "upstream_cluster.name": "app"} {
+		for name, value := range map[string]string{"component": "proxy", "upstream_cluster": "app", "upstream_cluster.name": "app"} {
 			test.want[name] = value
 		}
 		if got := tagsOf(t, span); !maps.Equal(got, test.want) {
@@ -358,6 +441,7 @@ func TestTrySpan(t *testing.T) {
 	long := stream.Try{
 		Cluster: strings.Repeat("c", 10_000), Host: &cluster.Host{Address: strings.Repeat("h", 10_000)}, Retry: 1 << 31, Status: 599, GRPC: 99, Canceled: true,
 		Failure: "upstream connect error or disconnect", Start: 1, End: 2,
+		Link: stream.Link{Connection: 1 << 63, Local: netip.MustParseAddrPort("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:65535"), Protocol: "HTTP/1.1"},
 	}
 	buffer := make([]byte, 0, maxTry)
 	if n := len(appendTry(buffer, &room, s, &long)); n > maxTry {
@@ -373,7 +457,8 @@ func TestTrySpan(t *testing.T) {
 
 // TestSpanIsBounded: whatever a request brings, its span fits into what is reserved for it, and nothing is allocated.
 func TestSpanIsBounded(t *testing.T) {
-	s := newStream(t, "user-agent: "+strings.Repeat("u", 60_000), "x-request-id: "+strings.Repeat("i", 60_000))
+	s := newStream(t, "user-agent: "+strings.Repeat("u", 60_000), "x-request-id: "+strings.Repeat("i", 60_000),
+		"content-type: application/grpc+"+strings.Repeat("t", 60_000), "grpc-timeout: "+strings.Repeat("1", 60_000))
 	c := config(t, func(h *configv1.HttpTracing) {
 		h.MaxPathTagLength = 1 << 20
 		for i := range 32 {
