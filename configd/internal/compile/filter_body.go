@@ -63,7 +63,7 @@ func (c *compiler) codings(n *schema.Node) (out []string) {
 }
 
 func (c *compiler) healthCheckFilter(n *schema.Node, f *configv1.Filter) {
-	r := &configv1.HealthCheckFilter{Path: n.Str("path"), PassThrough: n.Bool("pass_through"), Match: c.when(n)}
+	r := &configv1.HealthCheckFilter{Path: n.Str("path"), PassThrough: n.Bool("pass_through"), CacheTimeMs: n.Int("cache_time"), Match: c.when(n)}
 	if n.Has("path") {
 		if reason, at := invalidPath(r.Path); reason != "" {
 			c.diags.Report(diag.InvalidTarget, c.inside(n.Range("path"), r.Path, min(at, len(r.Path)), runeAt(r.Path, at)), "Invalid path", "%s", reason)
@@ -81,6 +81,9 @@ func (c *compiler) healthCheckFilter(n *schema.Node, f *configv1.Filter) {
 	}
 	if r.PassThrough && len(r.Clusters) > 0 {
 		c.diags.Report(diag.Exclusive, n.Range("clusters"), "Attributes exclude each other", "With pass_through the upstream answers, and clusters are not looked at.")
+	}
+	if n.Has("cache_time") && !r.PassThrough {
+		c.diags.Report(diag.Exclusive, n.Range("cache_time"), "Nothing to keep", "cache_time is about the answers of upstreams: write pass_through = true.")
 	}
 	f.Kind = &configv1.Filter_HealthCheck{HealthCheck: r}
 }

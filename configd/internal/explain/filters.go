@@ -116,7 +116,14 @@ func does(f *configv1.Filter) string {
 	case *configv1.Filter_BasicAuth:
 		return "users of " + k.BasicAuth.GetUsersFile()
 	case *configv1.Filter_HealthCheck:
-		return "answers " + k.HealthCheck.GetPath()
+		switch h := k.HealthCheck; {
+		case h.GetCacheTimeMs() > 0:
+			return fmt.Sprintf("has the upstream answer %s, each %s", h.GetPath(), duration(h.GetCacheTimeMs()))
+		case h.GetPassThrough():
+			return "has the upstream answer " + h.GetPath()
+		default:
+			return "answers " + h.GetPath()
+		}
 	case *configv1.Filter_Compress:
 		return strings.Join(k.Compress.GetCodings(), ", ")
 	case *configv1.Filter_Decompress:

@@ -49,3 +49,15 @@ func TestLimits(t *testing.T) {
 		t.Errorf("%q is said and not %q", got, want)
 	}
 }
+
+func TestHealthChecks(t *testing.T) {
+	for want, f := range map[string]*configv1.HealthCheckFilter{
+		"answers /a":                          {Path: "/a"},
+		"has the upstream answer /a":          {Path: "/a", PassThrough: true},
+		"has the upstream answer /a, each 5s": {Path: "/a", PassThrough: true, CacheTimeMs: 5000},
+	} {
+		if got := does(&configv1.Filter{Kind: &configv1.Filter_HealthCheck{HealthCheck: f}}); got != want {
+			t.Errorf("%q is said and not %q", got, want)
+		}
+	}
+}

@@ -63,7 +63,7 @@ func healthCheckFilterBlock() *Block {
 	return &Block{
 		Kind: "health_check",
 		Doc: "Answers the health checks of whoever balances over several proxies (Envoy's health_check): 200, or 503 with the flag LH while the proxy is about to go with nobody in its place, or too few hosts of a cluster are healthy. " +
-			"Details `health_check_ok`, `health_check_failed`. Counters `ok`, `failed`. On the list of the `http` block it also answers without a route.",
+			"Details `health_check_ok`, `health_check_failed`. While it is about to go all responses that pass the filter have x-envoy-immediate-health-check-fail. Counters `ok`, `failed`. On the list of the `http` block it also answers without a route.",
 		Example: `filter "health_check" "lb" {
   path     = "/healthz"
   clusters = [{ cluster = cluster.api, min_healthy = "50%" }]
@@ -71,6 +71,7 @@ func healthCheckFilterBlock() *Block {
 		Attrs: []Attr{
 			{Name: "path", Kind: String, Required: true, MaxLen: 1024, Doc: "the path, without a query."},
 			{Name: "pass_through", Kind: Bool, Default: false, Doc: "the upstream answers, except while the proxy is about to go."},
+			{Name: "cache_time", Kind: Duration, Min: 1, Max: hour, DefaultDoc: "each check is passed on", Doc: "with pass_through: the status of the upstream's answer (and x-envoy-degraded) serves all checks for so long."},
 			{
 				Name: "clusters", Kind: Records, MaxLen: 100, DefaultDoc: "none", Doc: "clusters that need healthy hosts.",
 				Fields: []Attr{

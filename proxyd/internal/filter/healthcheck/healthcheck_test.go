@@ -29,3 +29,26 @@ func TestHealthy(t *testing.T) {
 		t.Error("a path without a slash is accepted")
 	}
 }
+
+// TestVerdict: what a cache knows is in one word, and holds until its time.
+func TestVerdict(t *testing.T) {
+	const ms = 1_000_000
+	for _, until := range []int64{5 * ms, 1 << 60} {
+		for _, status := range []int{200, 204, 503, 999} {
+			for _, degraded := range []bool{false, true} {
+				v := newVerdict(until, status, degraded)
+				if v.status() != status || v.degraded() != degraded || !v.holds(until-ms) || v.holds(until) {
+					t.Errorf("%d until %d is %x", status, until, uint64(v))
+				}
+			}
+		}
+	}
+	if verdict(0).holds(0) {
+		t.Error("nothing holds")
+	}
+	for _, o := range []*configv1.HealthCheckFilter{{Path: "/", CacheTimeMs: 1}, {Path: "/", PassThrough: true, CacheTimeMs: -1}} {
+		if _, err := New(o, nil, nil, nil); err == nil {
+			t.Errorf("%v is accepted", o)
+		}
+	}
+}
