@@ -3,10 +3,12 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -76,6 +78,15 @@ func authoriser(t *testing.T) string {
 			string(wire(request, attributes, 10, 1)), // context_extensions
 		}, " ")
 		answer := bytesField(bytesField(nil, 1, nil), 3, bytesField(nil, 2, option("x-said", said)))
+		if strings.Contains(said, "/edits") {
+			acting := func(name, value string, action uint64) []byte {
+				return protowire.AppendVarint(protowire.AppendTag(option(name, value), 3, protowire.VarintType), action)
+			}
+			ok := bytesField(bytesField(nil, 2, acting("x-there", "ours", 1)), 2, acting("x-not-there", "ours", 1))
+			ok = bytesField(bytesField(ok, 6, acting("x-back", "ours", 2)), 6, acting("x-none", "ours", 3))
+			ok = bytesField(bytesField(ok, 7, bytesField(bytesField(nil, 1, []byte("user")), 2, []byte("a&b"))), 8, []byte("token"))
+			answer = bytesField(bytesField(nil, 1, nil), 3, ok)
+		}
 		if strings.Contains(said, "/deny") {
 			status := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 7)
 			code := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 418)
@@ -204,4 +215,110 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 	st.AwaitStat(1, "retinue_ext_authz_ok", "filter=http")
 	st.AwaitStat(1, "retinue_ext_authz_denied", "filter=grpc")
 	st.AwaitStat(1, "retinue_ext_authz_failure_mode_allowed", "filter=lenient")
+}
+
+// TestExtAuthzEdits: what a permission edits, and how, of the request, its query and the response; and decisions that are kept.
+func TestExtAuthzEdits(t *testing.T) {
+	var asked atomic.Int32
+	byHTTP := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := asked.Add(1)
+		if r.Header.Get("Authorization") != "letmein" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+		w.Header().Set("X-Said", fmt.Sprint(n))
+	}))
+	defer byHTTP.Close()
+	st := newStage(t, strings.NewReplacer("HTTPAUTH", strings.TrimPrefix(byHTTP.URL, "http://"), "GRPCAUTH", authoriser(t)).Replace(`
+filter "ext_authz" "grpc" {
+  cluster = cluster.grpc_auth
+  api     = "grpc"
+  timeout = "20s"
+}
+filter "ext_authz" "kept" {
+  cluster                  = cluster.http_auth
+  allowed_upstream_headers = ["x-said"]
+  timeout                  = "20s"
+  cache {
+    key = ["%REQ(AUTHORIZATION)%", "%REQ(:PATH)%"]
+    ttl = "1h"
+  }
+}
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    access_log = access_log.all
+    virtual_host "all" {
+      domains = ["*"]
+      route "/grpc/*" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.grpc]
+      }
+      route "/kept/*" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.kept]
+      }
+    }
+  }
+}
+cluster "app" { endpoints = ["APP"] }
+cluster "http_auth" { endpoints = ["HTTPAUTH"] }
+cluster "grpc_auth" {
+  endpoints = ["GRPCAUTH"]
+  protocol  = "http2"
+}
+`))
+	got := make(chan string, 1)
+	see := func(c *upstreamConn) bool {
+		h := c.request.Header
+		got <- strings.Join([]string{c.request.RequestURI, h.Get("X-There"), h.Get("X-Not-There"), h.Get("X-Said")}, "|")
+		return answer("HTTP/1.1 200 OK\r\nX-Back: theirs\r\nContent-Length: 0\r\n\r\n")(c)
+	}
+	for _, path := range []string{"/grpc/edits", "/kept/a", "/kept/b"} {
+		st.scripts.set(path, see)
+	}
+	response, _ := st.exchangeRaw(t, "GET /grpc/edits?x=1&%74oken=t&user=eve HTTP/1.1\nHost: a\nX-There: theirs")
+	if saw := <-got; saw != "/grpc/edits?x=1&user=a%26b|theirs|ours|" {
+		t.Errorf("the upstream saw %q", saw)
+	}
+	if back, none := strings.Join(values(response, "x-back"), "|"), values(response, "x-none"); back != "ours" || len(none) > 0 {
+		t.Errorf("the client saw:\n%s", response)
+	}
+	client := &http.Transport{} // with one connection, which is one worker's, as the decisions are
+	defer client.CloseIdleConnections()
+	for _, row := range []struct {
+		path, authorization string
+		status              int
+		said                string // by the answer of that number
+	}{
+		{"/kept/a", "letmein", 200, "1"},
+		{"/kept/a", "letmein", 200, "1"},
+		{"/kept/b", "letmein", 200, "2"},
+		{"/kept/a", "no", 401, ""},
+		{"/kept/a", "no", 401, ""},
+		{"/kept/a", "letmein", 200, "1"},
+	} {
+		request, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+st.Address("web")+row.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Authorization", row.authorization)
+		request.Header.Set("X-Said", "forged")
+		response, err := client.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != row.status {
+			t.Fatalf("%s of %s is answered %d", row.path, row.authorization, response.StatusCode)
+		}
+		if row.status == 200 {
+			if saw := <-got; saw != row.path+"|||"+row.said {
+				t.Errorf("the upstream saw %q", saw)
+			}
+		}
+	}
+	if n := asked.Load(); n != 3 {
+		t.Errorf("asked %d times", n)
+	}
+	st.AwaitStat(3, "retinue_ext_authz_cached", "filter=kept")
 }

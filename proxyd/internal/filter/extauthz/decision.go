@@ -1,7 +1,10 @@
 package extauthz
 
 import (
+	"google.golang.org/protobuf/encoding/protowire"
+
 	"retinue.dev/proxyd/internal/callout/message"
+	"retinue.dev/proxyd/internal/filter/query"
 	"retinue.dev/proxyd/internal/header"
 )
 
@@ -9,43 +12,111 @@ import (
 type decision struct {
 	allowed bool
 	status  int          // of a refusal
-	set     header.Block // fields of the request that take the place of others of their name
-	add     header.Block // fields of the request beside those
-	remove  header.Block // names
-	reply   header.Block // fields of a refusal, or of the response to a request that is allowed
+	request edits        // of a request that is allowed
+	remove  header.Block // names, of the same
+	query   []byte       // fields of the answer that edit its query, as they came
+	reply   edits        // of its response; all fields of a refusal
 	body    []byte       // of a refusal
 }
 
-func (d *decision) reset() {
-	d.allowed, d.status, d.body = false, 0, d.body[:0]
-	for _, b := range [...]*header.Block{&d.set, &d.add, &d.remove, &d.reply} {
-		b.Reset()
+// how is what a field does to others of its name (Envoy's HeaderAppendAction).
+type how uint8
+
+const (
+	replaces     how = iota // them, or stands alone
+	joins                   // them
+	fillsIn                 // where there are none
+	replacesOnly            // them, where there are any
+)
+
+// edits are fields in the order of the service, and what each does.
+type edits struct {
+	fields header.Block
+	how    []how
+}
+
+func (e *edits) add(id header.ID, name, value []byte, what how) {
+	if e.fields.Add(id, name, value) {
+		e.how = append(e.how, what)
 	}
+}
+
+func (e *edits) reset() {
+	e.fields.Reset()
+	e.how = e.how[:0]
+}
+
+func (e *edits) copyFrom(from *edits) {
+	e.fields.CopyFrom(&from.fields)
+	e.how = append(e.how[:0], from.how...)
+}
+
+func (e *edits) apply(b *header.Block) {
+	for i, what := range e.how {
+		id, name, value := e.fields.At(i)
+		there := b.HasName(name)
+		switch {
+		case what == joins, what == fillsIn && !there:
+			b.Add(id, name, value)
+		case what == replaces, what == replacesOnly && there:
+			b.Set(id, name, value)
+		}
+	}
+}
+
+func (d *decision) reset() {
+	d.allowed, d.status, d.body, d.query = false, 0, d.body[:0], d.query[:0]
+	d.remove.Reset()
+	d.request.reset()
+	d.reply.reset()
 }
 
 func (d *decision) copyFrom(from *decision) {
 	d.allowed, d.status, d.body = from.allowed, from.status, append(d.body[:0], from.body...)
-	d.set.CopyFrom(&from.set)
-	d.add.CopyFrom(&from.add)
+	d.query = append(d.query[:0], from.query...)
 	d.remove.CopyFrom(&from.remove)
-	d.reply.CopyFrom(&from.reply)
+	d.request.copyFrom(&from.request)
+	d.reply.copyFrom(&from.reply)
 }
 
-// edit does to a request what an allowing decision says.
-func (d *decision) edit(r *header.Block) {
+// edit does to a request what an allowing decision says. scratch is for its path.
+func (d *decision) edit(r *header.Request, scratch *[2][]byte) {
+	if len(d.query) > 0 {
+		d.editQuery(r, scratch)
+	}
 	for i := range d.remove.Len() {
 		if name := d.remove.NameAt(i); message.Editable(name) {
 			r.RemoveName(name)
 		}
 	}
-	for i := range d.set.Len() {
-		id, name, value := d.set.At(i)
-		r.Set(id, name, value)
+	d.request.apply(&r.Block)
+}
+
+// editQuery removes parameters first, as Envoy does. A path that grows too long stays as it was.
+func (d *decision) editQuery(r *header.Request, scratch *[2][]byte) {
+	from, to := append(scratch[0][:0], r.Path()...), scratch[1]
+	for _, field := range [...]protowire.Number{okRemoveParameter, okSetParameter} {
+		for list := d.query; len(list) > 0; {
+			n, _, value, rest, _ := message.Next(list) // they were read before
+			if list = rest; n != field {
+				continue
+			}
+			if n == okRemoveParameter {
+				to, _ = query.Without(to[:0], from, value)
+			} else if name, text, ok := parameter(value); ok {
+				to = query.With(to[:0], from, name, text)
+			} else {
+				continue
+			}
+			if from, to = to, from; len(from) > maxPath {
+				break
+			}
+		}
 	}
-	for i := range d.add.Len() {
-		id, name, value := d.add.At(i)
-		r.Add(id, name, value)
+	if len(from) <= maxPath {
+		r.SetPath(from)
 	}
+	scratch[0], scratch[1] = from, to
 }
 
 // cache keeps decisions of one worker by their inputs: the least recently used goes first.

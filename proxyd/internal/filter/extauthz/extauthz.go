@@ -30,6 +30,10 @@ const (
 	maxAnswer = 64 << 10
 	// maxKey bounds the inputs of a decision that is kept, in bytes.
 	maxKey = 8 << 10
+	// maxPath bounds a path with parameters that the service sets, in bytes.
+	maxPath = 16 << 10
+	// maxParameters bounds the edits of a query: each reads all of it.
+	maxParameters = 100
 
 	detailDenied = "ext_authz_denied"
 	detailError  = "ext_authz_error"
@@ -90,6 +94,7 @@ type perWorker struct {
 	free    freelist.List[check]
 	buffers buffers
 	text    []byte
+	paths   [2][]byte
 	cache   cache
 }
 
@@ -366,15 +371,15 @@ func (c *check) apply(s *stream.Stream) bool {
 	cells := c.cells[s.Worker.ID]
 	if c.decision.allowed {
 		cells[counters.ExtAuthzOK]++
-		c.decision.edit(&s.Request.Block)
+		c.decision.edit(&s.Request, &c.workers[s.Worker.ID].paths)
 		return true
 	}
 	cells[counters.ExtAuthzDenied]++
 	s.Flags |= stream.FlagUnauthorized
 	reply := s.NewReply(c.decision.status)
 	contentType := "text/plain"
-	for i := range c.decision.reply.Len() {
-		id, name, value := c.decision.reply.At(i)
+	for i := range c.decision.reply.fields.Len() {
+		id, name, value := c.decision.reply.fields.At(i)
 		if id == header.ContentType {
 			contentType = "" // the service says it
 		}
@@ -387,10 +392,7 @@ func (c *check) apply(s *stream.Stream) bool {
 // EncodeHeaders implements stream.Filter.
 func (c *check) EncodeHeaders(cb *stream.Callbacks, _ bool) stream.Status {
 	if c.state == answered && c.decision.allowed {
-		for i := range c.decision.reply.Len() {
-			id, name, value := c.decision.reply.At(i)
-			cb.Stream().Response.Add(id, name, value)
-		}
+		c.decision.reply.apply(&cb.Stream().Response.Block)
 	}
 	return stream.Continue
 }
@@ -414,13 +416,13 @@ func (c *check) readHTTP() bool {
 		case !message.Editable(name):
 		case d.allowed:
 			if c.upstream.Match(name) {
-				d.set.Add(id, name, value)
+				d.request.add(id, name, value, replaces)
 			}
 			if c.onSuccess.Match(name) {
-				d.reply.Add(id, name, value)
+				d.reply.add(id, name, value, joins)
 			}
 		case (len(c.client) == 0 || c.client.Match(name)) && id != header.Date && id != header.Server:
-			d.reply.Add(id, name, value)
+			d.reply.add(id, name, value, joins)
 		}
 	}
 	if !d.allowed {
@@ -438,7 +440,7 @@ func (c *check) OnDestroy(cb *stream.Callbacks) {
 	c.call.Cancel()
 	c.cb, c.state, c.paused, c.keyed = nil, fresh, false, false
 	c.decision.reset()
-	for _, b := range [...]*[]byte{&c.body, &c.message, &c.key, &c.decision.body} {
+	for _, b := range [...]*[]byte{&c.body, &c.message, &c.key, &c.decision.body, &c.decision.query} {
 		if *b = (*b)[:0]; cap(*b) > maxKept {
 			*b = nil
 		}

@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -39,6 +40,15 @@ func show(b *header.Block) string {
 	return strings.Join(list, " ")
 }
 
+// showEdits is fields, with "=" where they take the place of others, "+=" beside others, "?=" where there are none, "!=" for others.
+func showEdits(e *edits) string {
+	var list []string
+	for i, what := range e.how {
+		list = append(list, string(e.fields.NameAt(i))+[...]string{"=", "+=", "?=", "!="}[what]+string(e.fields.ValueAt(i)))
+	}
+	return strings.Join(list, " ")
+}
+
 // TestReadCheck has a row for each thing that a service may say. Whatever is not a clear permission is none.
 func TestReadCheck(t *testing.T) {
 	for _, test := range []struct {
@@ -49,14 +59,18 @@ func TestReadCheck(t *testing.T) {
 		{"nothing", nil, "403"},
 		{"an empty status is OK", encoded(1, ""), "allowed"},
 		{"a code", encoded(1, encoded(1, 7)), "403"},
-		{"a permission with edits", encoded(1, encoded(1, 0), 3, encoded(2, option("x-user", "ann"), 2, option("x-more", "1", 2, encoded(1, 1)), 5, "x-secret", 6, option("x-seen", "1"))), "allowed set(x-user=ann) add(x-more=1) remove(x-secret=) reply(x-seen=1)"},
+		{"a permission with edits", encoded(1, encoded(1, 0), 3, encoded(2, option("x-user", "ann"), 2, option("x-more", "1", 2, encoded(1, 1)), 5, "x-secret", 6, option("x-seen", "1"))), "allowed request(x-user=ann x-more+=1) remove(x-secret=) reply(x-seen=1)"},
 		{"edits without a status", encoded(3, encoded(2, option("x-user", "ann"))), "403"},
 		{"a refusal", encoded(1, encoded(1, 16), 2, encoded(1, encoded(1, 401), 2, option("www-authenticate", "Basic"), 3, "who?")), "401 reply(www-authenticate=Basic) who?"},
 		{"a refusal whose status is none", encoded(1, encoded(1, 7), 2, encoded(1, encoded(1, 99))), "403"},
 		{"a refusal with status OK", encoded(1, encoded(1, 0), 2, encoded(1, encoded(1, 401))), "allowed"},
 		{"what frames a message is not touched", encoded(1, "", 3, encoded(2, option("content-length", "0"), 2, option(":path", "/admin"), 2, option("Host", "x"), 5, "transfer-encoding")), "allowed remove(transfer-encoding=)"},
-		{"raw values", encoded(1, "", 3, encoded(2, encoded(1, encoded(1, "x-a", 3, "raw")))), "allowed set(x-a=raw)"},
+		{"raw values", encoded(1, "", 3, encoded(2, encoded(1, encoded(1, "x-a", 3, "raw")))), "allowed request(x-a=raw)"},
 		{"a value with a line break", encoded(1, "", 3, encoded(2, option("x-a", "a\r\nx-b: c"))), "allowed"},
+		{"append_action", encoded(1, "", 3, encoded(2, option("a", "1", 3, 0), 2, option("b", "2", 3, 1), 2, option("c", "3", 3, 2), 2, option("d", "4", 3, 3), 6, option("e", "5", 3, 1), 2, option("f", "6", 3, 4))), "allowed request(a=1 b?=2 c=3 d!=4 f=6) reply(e?=5)"},
+		{"append counts more", encoded(1, "", 3, encoded(2, option("a", "1", 3, 1, 2, encoded(1, 1)), 2, option("b", "2", 2, "", 3, 3))), "allowed request(a+=1 b=2)"},
+		{"a length of a header that is none", encoded(1, "", 3, encoded(2, option(strings.Repeat("a", 70_000), "1"), 2, option("b", "2"))), "allowed request(b=2)"},
+		{"too many parameters", encoded(1, "", 3, bytes.Repeat(encoded(8, "x"), maxParameters+1)), "malformed"},
 		{"cut off", encoded(1, "")[:1], "malformed"},
 		{"cut off inside", []byte{0x0a, 0x02, 0x08, 0x80}, "malformed"},
 	} {
@@ -68,12 +82,9 @@ func TestReadCheck(t *testing.T) {
 				if d.allowed {
 					got = "allowed"
 				}
-				for _, part := range []struct {
-					name string
-					b    *header.Block
-				}{{"set", &d.set}, {"add", &d.add}, {"remove", &d.remove}, {"reply", &d.reply}} {
-					if part.b.Len() > 0 {
-						got += " " + part.name + "(" + show(part.b) + ")"
+				for _, part := range [][2]string{{"request", showEdits(&d.request)}, {"remove", show(&d.remove)}, {"reply", showEdits(&d.reply)}} {
+					if part[1] != "" {
+						got += " " + part[0] + "(" + part[1] + ")"
 					}
 				}
 				if len(d.body) > 0 {
@@ -88,15 +99,39 @@ func TestReadCheck(t *testing.T) {
 }
 
 func TestEdit(t *testing.T) {
-	var r header.Block
+	var r header.Request
 	for _, f := range []string{"x-user", "x-secret", "host"} {
 		r.AddString(header.Other, f, "client")
 	}
 	var d decision
-	d.readCheck(encoded(1, "", 3, encoded(2, option("x-user", "ann"), 5, "x-secret", 5, "host")))
-	d.edit(&r)
-	if got := show(&r); got != "x-user=ann host=client" {
+	d.readCheck(encoded(1, "", 3, encoded(2, option("x-user", "ann"), 5, "X-Secret", 5, "host", 2, option("x-user", "bob", 2, encoded(1, 1)), 2, option("x-user", "eve", 3, 1), 2, option("x-new", "1", 3, 1), 2, option("x-none", "1", 3, 3))))
+	var kept decision
+	kept.copyFrom(&d)
+	var paths [2][]byte
+	kept.edit(&r, &paths)
+	if got := show(&r.Block); got != "x-user=ann host=client x-user=bob x-new=1" {
 		t.Error(got)
+	}
+	d.readCheck(encoded(1, "", 3, encoded(2, option("x-user", "eve", 3, 3))))
+	if d.edit(&r, &paths); show(&r.Block) != "x-user=eve host=client x-new=1" {
+		t.Error(show(&r.Block))
+	}
+	for _, row := range []struct {
+		edits []byte
+		want  string
+	}{
+		{encoded(7, encoded(1, "user", 2, "a&b"), 8, "token", 8, "none"), "/a?x=1&user=a%26b"},
+		{encoded(7, encoded(1, "x", 2, "2"), 7, encoded(1, "y")), "/a?%74oken=t&x=2&y="},
+		{encoded(7, encoded(2, "nobody's"), 8, "", 8, "x"), "/a?%74oken=t"},
+		{encoded(8, "x", 8, "token"), "/a"},
+		{encoded(7, encoded(1, "x", 2, strings.Repeat("%", maxPath/3))), "/a?%74oken=t&x=1"},
+	} {
+		r.SetPath([]byte("/a?%74oken=t&x=1"))
+		d.readCheck(encoded(1, "", 3, row.edits))
+		kept.copyFrom(&d)
+		if kept.edit(&r, &paths); string(r.Path()) != row.want {
+			t.Errorf("the path is %q, not %q", r.Path(), row.want)
+		}
 	}
 }
 
@@ -141,15 +176,21 @@ func TestCache(t *testing.T) {
 func FuzzReadCheck(f *testing.F) {
 	f.Add(encoded(1, encoded(1, 0), 3, encoded(2, option("x-user", "ann"), 5, "x-secret")))
 	f.Add(encoded(1, encoded(1, 16), 2, encoded(1, encoded(1, 401), 2, option("a", "b"), 3, "who?")))
+	f.Add(encoded(1, "", 3, encoded(7, encoded(1, "user", 2, "a b"), 8, "b")))
 	var d decision
+	var paths [2][]byte
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ok := d.readCheck(b)
 		if ok && !d.allowed && (d.status < 200 || d.status > 599) {
 			t.Errorf("a refusal with status %d", d.status)
 		}
-		var r header.Block
+		var r header.Request
 		r.AddString(header.ContentLength, "", "5")
-		d.edit(&r)
+		r.SetPath([]byte("/a?b=c"))
+		d.edit(&r, &paths)
+		if p := r.Path(); len(p) > maxPath || p[0] != '/' || bytes.ContainsAny(p, " \r\n#") || bytes.IndexByte(p, 0) >= 0 {
+			t.Errorf("the path is %q", p)
+		}
 		if string(r.Get(header.ContentLength)) != "5" {
 			t.Error("the length of a body was edited")
 		}

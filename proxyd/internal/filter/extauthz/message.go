@@ -10,6 +10,12 @@ import (
 
 // The messages of envoy.service.auth.v3, by hand: see package message.
 
+// Fields of OkHttpResponse that edit the query.
+const (
+	okSetParameter    = 7
+	okRemoveParameter = 8
+)
+
 // buffers are a worker's scratch: nested messages are written from the inside out.
 type buffers struct{ a, b, c []byte }
 
@@ -164,6 +170,7 @@ func (d *decision) readCheck(b []byte) bool {
 }
 
 func (d *decision) readOK(b []byte) bool {
+	parameters := 0
 	for len(b) > 0 {
 		n, kind, value, rest, good := message.Next(b)
 		if !good {
@@ -175,17 +182,43 @@ func (d *decision) readOK(b []byte) bool {
 		}
 		switch n {
 		case 2:
-			good = d.readOption(value, &d.set, &d.add)
+			good = readOption(value, &d.request)
 		case 5:
 			d.remove.Add(header.Other, value, nil)
 		case 6:
-			good = d.readOption(value, &d.reply, &d.reply)
+			good = readOption(value, &d.reply)
+		case okSetParameter, okRemoveParameter:
+			if parameters++; parameters > maxParameters {
+				return false
+			}
+			if _, _, ok := parameter(value); ok || n == okRemoveParameter && len(value) > 0 {
+				d.query = message.Field(d.query, n, value)
+			}
 		}
 		if !good {
 			return false
 		}
 	}
 	return true
+}
+
+// parameter reads a QueryParameter.
+func parameter(b []byte) (name, value []byte, ok bool) {
+	for len(b) > 0 {
+		n, kind, v, rest, good := message.Next(b)
+		if !good {
+			return nil, nil, false
+		}
+		b = rest
+		switch {
+		case kind != protowire.BytesType:
+		case n == 1:
+			name = v
+		case n == 2:
+			value = v
+		}
+	}
+	return name, value, len(name) > 0
 }
 
 func (d *decision) readDenied(b []byte) bool {
@@ -211,7 +244,7 @@ func (d *decision) readDenied(b []byte) bool {
 				value = rest
 			}
 		case 2:
-			if !d.readOption(value, &d.reply, &d.reply) {
+			if !readOption(value, &d.reply) {
 				return false
 			}
 		case 3:
@@ -221,10 +254,13 @@ func (d *decision) readDenied(b []byte) bool {
 	return true
 }
 
-// readOption reads a HeaderValueOption: one that is set in the place of others, or one that is added.
-func (d *decision) readOption(b []byte, set, add *header.Block) bool {
+// actions are what the numbers of append_action say. Number 0 cannot be told from none, which is to replace in this API.
+var actions = [...]how{replaces, fillsIn, replaces, replacesOnly}
+
+// readOption reads a HeaderValueOption.
+func readOption(b []byte, to *edits) bool {
 	var name, content []byte
-	appends := false
+	what, decided := replaces, false
 	for len(b) > 0 {
 		n, kind, value, rest, good := message.Next(b)
 		if !good {
@@ -236,26 +272,26 @@ func (d *decision) readOption(b []byte, set, add *header.Block) bool {
 			if name, content, good = message.HeaderValue(value); !good {
 				return false
 			}
-		case n == 2 && kind == protowire.BytesType: // append, a BoolValue
+		case n == 2 && kind == protowire.BytesType: // append, a BoolValue, which is older and counts more
+			what, decided = replaces, true
 			for len(value) > 0 {
 				n, kind, v, rest, good := message.Next(value)
 				if !good {
 					return false
 				}
-				if n == 1 {
-					appends = message.Varint(kind, v) != 0
+				if n == 1 && message.Varint(kind, v) != 0 {
+					what = joins
 				}
 				value = rest
 			}
+		case n == 3 && !decided:
+			if what = replaces; message.Varint(kind, value) < uint64(len(actions)) {
+				what = actions[message.Varint(kind, value)]
+			}
 		}
 	}
-	if !message.Editable(name) {
-		return true // what a service may not touch is passed over
-	}
-	if appends {
-		add.Add(header.Other, name, content)
-	} else {
-		set.Add(header.Other, name, content)
+	if message.Editable(name) { // what a service may not touch is passed over
+		to.add(header.Other, name, content, what)
 	}
 	return true
 }

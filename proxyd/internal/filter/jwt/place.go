@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"retinue.dev/proxyd/internal/filter/query"
 	"retinue.dev/proxyd/internal/header"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -86,10 +87,10 @@ func find(dst [][]byte, places []place, r *header.Request) [][]byte {
 				}
 			}
 		case inParameter:
-			for query := queryOf(r.Path()); len(query) > 0 && len(dst) <= maxTokens; {
+			for list := query.Of(r.Path()); len(list) > 0 && len(dst) <= maxTokens; {
 				var item []byte
-				item, query = cut(query, '&')
-				if name, value, ok := bytes.Cut(item, equals); ok && len(value) > 0 && spells(name, p.name) {
+				item, list = query.Cut(list, '&')
+				if name, value, ok := bytes.Cut(item, equals); ok && len(value) > 0 && query.Spells(name, p.name) {
 					dst = append(dst, value)
 				}
 			}
@@ -97,7 +98,7 @@ func find(dst [][]byte, places []place, r *header.Request) [][]byte {
 			for at := r.Index(header.Cookie, 0); at >= 0; at = r.Index(header.Cookie, at+1) {
 				for list := r.ValueAt(at); len(list) > 0 && len(dst) <= maxTokens; {
 					var item []byte
-					item, list = cut(list, ';')
+					item, list = query.Cut(list, ';')
 					if value := p.cookie(item); len(value) > 0 {
 						dst = append(dst, value)
 					}
@@ -110,21 +111,6 @@ func find(dst [][]byte, places []place, r *header.Request) [][]byte {
 
 var equals = []byte("=")
 
-// cut is what stands before a separator, and what stands behind it.
-func cut(list []byte, separator byte) (item, rest []byte) {
-	if i := bytes.IndexByte(list, separator); i >= 0 {
-		return list[:i], list[i+1:]
-	}
-	return list, nil
-}
-
-func queryOf(path []byte) []byte {
-	if i := bytes.IndexByte(path, '?'); i >= 0 {
-		return path[i+1:]
-	}
-	return nil
-}
-
 // cookie is the value of a cookie of the place's name, without quotes around it (RFC 6265, 4.1.1).
 func (p *place) cookie(item []byte) []byte {
 	name, value, ok := bytes.Cut(header.TrimSpace(item), equals)
@@ -135,38 +121,6 @@ func (p *place) cookie(item []byte) []byte {
 		value = value[1 : n-1]
 	}
 	return value
-}
-
-// spells tells whether the name of a parameter is name, percent-encoded or not: the upstream decodes it.
-func spells(written, name []byte) bool {
-	for _, c := range name {
-		if len(written) == 0 {
-			return false
-		}
-		got := written[0]
-		written = written[1:]
-		if got == '%' && len(written) >= 2 {
-			high, low := digit(written[0]), digit(written[1])
-			if high < 0 || low < 0 {
-				return false
-			}
-			got, written = byte(high<<4|low), written[2:]
-		}
-		if got != c {
-			return false
-		}
-	}
-	return len(written) == 0
-}
-
-func digit(c byte) int {
-	switch {
-	case c >= '0' && c <= '9':
-		return int(c - '0')
-	case c|0x20 >= 'a' && c|0x20 <= 'f':
-		return int(c | 0x20 - 'a' + 10)
-	}
-	return -1
 }
 
 // remove takes the tokens out of a request. scratch is for what is written anew.
@@ -183,10 +137,10 @@ func remove(places []place, r *header.Request, scratch []byte) []byte {
 				}
 			}
 		case inParameter:
-			if len(queryOf(r.Path())) == 0 {
+			if len(query.Of(r.Path())) == 0 {
 				continue
 			}
-			out, changed := without(scratch[:0], r.Path(), p.name)
+			out, changed := query.Without(scratch[:0], r.Path(), p.name)
 			if scratch = out; changed {
 				r.SetPath(out)
 			}
@@ -195,7 +149,7 @@ func remove(places []place, r *header.Request, scratch []byte) []byte {
 				out, changed := scratch[:0], false
 				for list := r.ValueAt(at); len(list) > 0; {
 					var item []byte
-					if item, list = cut(list, ';'); p.cookie(item) != nil {
+					if item, list = query.Cut(list, ';'); p.cookie(item) != nil {
 						changed = true
 						continue
 					}
@@ -218,27 +172,4 @@ func remove(places []place, r *header.Request, scratch []byte) []byte {
 		}
 	}
 	return scratch
-}
-
-// without appends a path whose query has no parameter of that name.
-func without(dst, path, name []byte) (out []byte, changed bool) {
-	query := queryOf(path)
-	dst = append(dst, path[:len(path)-len(query)]...)
-	start := len(dst)
-	for len(query) > 0 {
-		var item []byte
-		item, query = cut(query, '&')
-		if key, _, _ := bytes.Cut(item, equals); len(item) > 0 && spells(key, name) {
-			changed = true
-			continue
-		}
-		if len(dst) > start {
-			dst = append(dst, '&')
-		}
-		dst = append(dst, item...)
-	}
-	if changed && len(dst) == start {
-		dst = dst[:start-1] // and no question mark
-	}
-	return dst, changed
 }
