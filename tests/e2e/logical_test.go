@@ -233,6 +233,7 @@ func TestLogicalIdentity(t *testing.T) {
 	resolvers["app"].set("127.0.0.1")
 	resolvers["bad"].set("127.0.0.1")
 	resolvers["ill"].set("127.0.0.4") // nobody is there
+	log := filepath.Join(t.TempDir(), "tunnels.log")
 	s := suite.Start(t, fmt.Sprintf(`
 runtime { workers = 1 }
 listener "web" {
@@ -246,10 +247,17 @@ listener "web" {
 }
 listener "tunnel" {
   address = ["127.0.0.1:0"]
-  tcp { cluster = cluster.app }
+  tcp {
+    cluster    = cluster.app
+    access_log = access_log.tunnels
+  }
+}
+access_log "tunnels" {
+  path   = %q
+  format = "%%UPSTREAM_HOST%% %%UPSTREAM_HOST_NAME%%"
 }
 stats { listen = "off" }
-`, routes)+clusters)
+`, routes, log)+clusters)
 	web, tunnel, c := "http://"+s.Address("web"), "http://"+s.Address("tunnel"), client(t)
 	ask := func(url string) (int, string) {
 		t.Helper()
@@ -328,6 +336,14 @@ stats { listen = "off" }
 	if _, body := ask(tunnel); body != tunnelled {
 		t.Errorf("in the tunnel that was there before the changes %q answers, want %q", body, tunnelled)
 	}
+	c.CloseIdleConnections()
+	s.Eventually("the tunnel is logged with the address that it went to", func() error {
+		text, err := os.ReadFile(log)
+		if want := one.address + " " + named + "\n"; err == nil && string(text) != want {
+			err = fmt.Errorf("%q, want %q", text, want)
+		}
+		return err
+	})
 	command(0, "undrained\n", "endpoint", "undrain", "app", named)
 	s.Eventually("it serves again", func() error {
 		if code, body := get("/app/"); code != http.StatusOK || !strings.HasPrefix(body, "one ") {

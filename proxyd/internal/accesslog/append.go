@@ -143,7 +143,7 @@ func (o *op) appendText(dst []byte, s *stream.Stream, limit int) []byte {
 		if s.Host == nil {
 			return o.none(dst)
 		}
-		if s.Host.Logical() && s.Link.Remote.IsValid() {
+		if !s.Host.IP.IsValid() && s.Link.Remote.IsValid() { // a logical host, even one that had left when its tunnel was taken over
 			return o.address(dst, s.Link.Remote, true, limit)
 		}
 		return o.texted(dst, s.Host.Address, limit)

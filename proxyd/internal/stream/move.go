@@ -22,6 +22,9 @@ func (i *Info) Describe(p *parcel.Parcel) *handoffv1.Log {
 	}
 	if i.Host != nil {
 		l.UpstreamHost = i.Host.Address
+		if !i.Host.IP.IsValid() { // else that is it
+			l.UpstreamRemote = parcel.Address(i.Link.Remote)
+		}
 	}
 	return l
 }
@@ -37,6 +40,7 @@ func (i *Info) Adopt(p *parcel.Parcel, l *handoffv1.Log, connection uint64) {
 		BytesReceived: l.GetBytesReceived(), BytesSent: l.GetBytesSent(), Status: int(l.GetStatus()), Attempts: l.GetAttempts(),
 		Flags: Flags(l.GetFlags()), Details: l.GetDetails(),
 		ClusterName: l.GetCluster(), RouteName: l.GetRoute(), HostName: l.GetVirtualHost(),
+		Link: Link{Remote: parcel.AddrPort(l.GetUpstreamRemote())},
 	}
 }
 

@@ -66,10 +66,10 @@ func (i *Info) Upstream() netip.AddrPort {
 	switch {
 	case i.Host == nil:
 		return netip.AddrPort{}
-	case i.Host.Logical():
-		return i.Link.Remote
+	case i.Host.IP.IsValid():
+		return i.Host.IP
 	}
-	return i.Host.IP
+	return i.Link.Remote
 }
 
 // Link is a connection to an upstream as logs are told of it.

@@ -67,4 +67,5 @@ func (s *session) adoptInfo(i *stream.Info) {
 	s.id, s.peer = i.ConnectionID, i.Peer
 	s.wall, s.start, s.ready = i.StartWall, i.Start, i.UpstreamReady
 	s.attempts, s.flags, s.clusterName = int(i.Attempts), i.Flags, i.ClusterName
+	s.remote = i.Link.Remote
 }

@@ -813,10 +813,11 @@ type Log struct {
 	Flags            uint64                 `protobuf:"varint,15,opt,name=flags,proto3" json:"flags,omitempty"`
 	Details          string                 `protobuf:"bytes,16,opt,name=details,proto3" json:"details,omitempty"`
 	Cluster          string                 `protobuf:"bytes,17,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	UpstreamHost     string                 `protobuf:"bytes,18,opt,name=upstream_host,json=upstreamHost,proto3" json:"upstream_host,omitempty"`
+	UpstreamHost     string                 `protobuf:"bytes,18,opt,name=upstream_host,json=upstreamHost,proto3" json:"upstream_host,omitempty"` // address, or name of a logical endpoint
 	Route            string                 `protobuf:"bytes,19,opt,name=route,proto3" json:"route,omitempty"`
 	VirtualHost      string                 `protobuf:"bytes,20,opt,name=virtual_host,json=virtualHost,proto3" json:"virtual_host,omitempty"`
 	Id               uint64                 `protobuf:"varint,21,opt,name=id,proto3" json:"id,omitempty"`
+	UpstreamRemote   *Address               `protobuf:"bytes,60,opt,name=upstream_remote,json=upstreamRemote,proto3" json:"upstream_remote,omitempty"` // of a logical endpoint: where its connection goes
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -996,6 +997,13 @@ func (x *Log) GetId() uint64 {
 		return x.Id
 	}
 	return 0
+}
+
+func (x *Log) GetUpstreamRemote() *Address {
+	if x != nil {
+		return x.UpstreamRemote
+	}
+	return nil
 }
 
 // Tunnel is a connection of tcp_proxy.
@@ -1571,7 +1579,7 @@ const file_handoff_v1_handoff_proto_rawDesc = "" +
 	"\aAddress\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\fR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
-	"\x04zone\x18\x03 \x01(\tR\x04zone\"\xc8\x05\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\"\x8e\x06\n" +
 	"\x03Log\x12/\n" +
 	"\x04peer\x18\x01 \x01(\v2\x1b.retinue.handoff.v1.AddressR\x04peer\x123\n" +
 	"\x06client\x18\x02 \x01(\v2\x1b.retinue.handoff.v1.AddressR\x06client\x12\x1d\n" +
@@ -1596,7 +1604,8 @@ const file_handoff_v1_handoff_proto_rawDesc = "" +
 	"\rupstream_host\x18\x12 \x01(\tR\fupstreamHost\x12\x14\n" +
 	"\x05route\x18\x13 \x01(\tR\x05route\x12!\n" +
 	"\fvirtual_host\x18\x14 \x01(\tR\vvirtualHost\x12\x0e\n" +
-	"\x02id\x18\x15 \x01(\x04R\x02id\"\xbd\x01\n" +
+	"\x02id\x18\x15 \x01(\x04R\x02id\x12D\n" +
+	"\x0fupstream_remote\x18< \x01(\v2\x1b.retinue.handoff.v1.AddressR\x0eupstreamRemote\"\xbd\x01\n" +
 	"\x06Tunnel\x125\n" +
 	"\x06client\x18\x01 \x01(\v2\x1d.retinue.handoff.v1.TransportR\x06client\x125\n" +
 	"\x06server\x18\x02 \x01(\v2\x1d.retinue.handoff.v1.TransportR\x06server\x12)\n" +
@@ -1690,22 +1699,23 @@ var file_handoff_v1_handoff_proto_depIdxs = []int32{
 	8,  // 8: retinue.handoff.v1.Transport.splice:type_name -> retinue.handoff.v1.Splice
 	9,  // 9: retinue.handoff.v1.Log.peer:type_name -> retinue.handoff.v1.Address
 	9,  // 10: retinue.handoff.v1.Log.client:type_name -> retinue.handoff.v1.Address
-	7,  // 11: retinue.handoff.v1.Tunnel.client:type_name -> retinue.handoff.v1.Transport
-	7,  // 12: retinue.handoff.v1.Tunnel.server:type_name -> retinue.handoff.v1.Transport
-	10, // 13: retinue.handoff.v1.Tunnel.log:type_name -> retinue.handoff.v1.Log
-	7,  // 14: retinue.handoff.v1.Http1.client:type_name -> retinue.handoff.v1.Transport
-	13, // 15: retinue.handoff.v1.Http1.upgraded:type_name -> retinue.handoff.v1.Upgraded
-	9,  // 16: retinue.handoff.v1.Http1.peer:type_name -> retinue.handoff.v1.Address
-	7,  // 17: retinue.handoff.v1.Upgraded.server:type_name -> retinue.handoff.v1.Transport
-	10, // 18: retinue.handoff.v1.Upgraded.log:type_name -> retinue.handoff.v1.Log
-	14, // 19: retinue.handoff.v1.Upgraded.request:type_name -> retinue.handoff.v1.Head
-	14, // 20: retinue.handoff.v1.Upgraded.response:type_name -> retinue.handoff.v1.Head
-	15, // 21: retinue.handoff.v1.Head.fields:type_name -> retinue.handoff.v1.Field
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	9,  // 11: retinue.handoff.v1.Log.upstream_remote:type_name -> retinue.handoff.v1.Address
+	7,  // 12: retinue.handoff.v1.Tunnel.client:type_name -> retinue.handoff.v1.Transport
+	7,  // 13: retinue.handoff.v1.Tunnel.server:type_name -> retinue.handoff.v1.Transport
+	10, // 14: retinue.handoff.v1.Tunnel.log:type_name -> retinue.handoff.v1.Log
+	7,  // 15: retinue.handoff.v1.Http1.client:type_name -> retinue.handoff.v1.Transport
+	13, // 16: retinue.handoff.v1.Http1.upgraded:type_name -> retinue.handoff.v1.Upgraded
+	9,  // 17: retinue.handoff.v1.Http1.peer:type_name -> retinue.handoff.v1.Address
+	7,  // 18: retinue.handoff.v1.Upgraded.server:type_name -> retinue.handoff.v1.Transport
+	10, // 19: retinue.handoff.v1.Upgraded.log:type_name -> retinue.handoff.v1.Log
+	14, // 20: retinue.handoff.v1.Upgraded.request:type_name -> retinue.handoff.v1.Head
+	14, // 21: retinue.handoff.v1.Upgraded.response:type_name -> retinue.handoff.v1.Head
+	15, // 22: retinue.handoff.v1.Head.fields:type_name -> retinue.handoff.v1.Field
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_handoff_v1_handoff_proto_init() }
