@@ -186,6 +186,9 @@ filter "fault" "slow" {
   delay { time = "30ms" }
 }
 filter "fault" "asked" { headers = true }
+filter "fault" "grpc" {
+  abort { grpc_status = 8 }
+}
 filter "fault" "drip" {
   response_rate_limit { kbps = 64 }
 }
@@ -228,6 +231,10 @@ filter "fault" "drip" {
         cluster = cluster.app
         filters = [filter.fault.asked]
       }
+      route "/grpc" {
+        cluster = cluster.app
+        filters = [filter.fault.grpc]
+      }
       route "/drip" {
         cluster = cluster.app
         filters = [filter.fault.drip]
@@ -269,6 +276,11 @@ filter "fault" "drip" {
 		{"abort", "GET /fault HTTP/1.1\nHost: a\nX-Drill: 1", 418, "FI", "fault_filter_abort", nil},
 		{"delay", "POST /slow HTTP/1.1\nHost: a\nContent-Length: 5\n\nhello", 200, "DI", "via_upstream", nil},
 		{"asked for", "GET /asked HTTP/1.1\nHost: a\nx-envoy-fault-delay-request: 5\nx-envoy-fault-abort-request: 503", 503, "DI,FI", "fault_filter_abort", nil},
+		{"asked for by no share", "GET /asked HTTP/1.1\nHost: a\nx-envoy-fault-delay-request: 3600000\nx-envoy-fault-delay-request-percentage: 0\nx-envoy-fault-abort-request: 503\nx-envoy-fault-abort-request-percentage: 0", 200, "", "via_upstream", nil},
+		{"asked for by more than all", "GET /asked HTTP/1.1\nHost: a\nx-envoy-fault-abort-request: 503\nx-envoy-fault-abort-request-percentage: 101", 503, "FI", "fault_filter_abort", nil},
+		{"asked for by gRPC", "POST /asked HTTP/1.1\nHost: a\nContent-Length: 0\nContent-Type: application/grpc\nx-envoy-fault-abort-grpc-request: 16", 200, "FI", "fault_filter_abort", map[string]string{"grpc-status": "16", "grpc-message": "fault filter abort"}},
+		{"an abort of gRPC", "POST /grpc HTTP/1.1\nHost: a\nContent-Length: 0\nContent-Type: application/grpc", 200, "FI", "fault_filter_abort", map[string]string{"grpc-status": "8"}},
+		{"an abort of gRPC for others", "GET /grpc HTTP/1.1\nHost: a", 429, "FI", "fault_filter_abort", map[string]string{"grpc-status": ""}},
 		{"not asked for", "GET /asked HTTP/1.1\nHost: a\nx-envoy-fault-abort-request: 99", 200, "", "via_upstream", nil},
 	} {
 		response, logged := st.exchangeRaw(t, row.request)
@@ -293,7 +305,7 @@ filter "fault" "drip" {
 		"rbac_denied admin": 1, "rbac_allowed admin": 2, "rbac_shadow_denied admin": 3,
 		"rate_limit_enabled two": 5, "rate_limit_enforced two": 2, "rate_limit_rate_limited counted": 3, "rate_limit_enforced counted": 0,
 		"cors_origin_valid shop": 3, "cors_origin_invalid shop": 1,
-		"fault_aborts_injected abort": 1, "fault_delays_injected slow": 1, "fault_response_rl_injected drip": 1, "fault_active_faults drip": 0,
+		"fault_aborts_injected abort": 1, "fault_aborts_injected grpc": 2, "fault_delays_injected slow": 1, "fault_response_rl_injected drip": 1, "fault_active_faults drip": 0,
 	})
 }
 

@@ -149,13 +149,16 @@ func (c *compiler) faultFilter(n *schema.Node, f *configv1.Filter) {
 		r.DelayMs, r.DelayFraction = d.Int("time"), share(d, "share")
 	}
 	if a := n.Child("abort"); a != nil {
-		r.AbortStatus, r.AbortFraction = uint32(a.Int("status")), share(a, "share")
+		r.AbortStatus, r.AbortGrpcStatus, r.AbortFraction = uint32(a.Int("status")), uint32(a.Int("grpc_status")), share(a, "share")
+		if a.Has("status") && a.Has("grpc_status") {
+			c.diags.Report(diag.Exclusive, a.Range("grpc_status"), "Attributes exclude each other", "An abort has a status or a grpc_status.")
+		}
 	}
 	if l := n.Child("response_rate_limit"); l != nil {
 		r.ResponseRateLimitKbps, r.ResponseRateLimitFraction = uint32(l.Int("kbps")), share(l, "share")
 	}
-	if r.GetDelayMs() == 0 && r.GetAbortStatus() == 0 && r.GetResponseRateLimitKbps() == 0 && !r.GetHeaders() {
-		c.diags.Report(diag.MissingAttribute, n.DefRange, "Fault without one", "A fault has a delay with a time, an abort with a status, a response_rate_limit with kbps, or headers = true.")
+	if r.GetDelayMs() == 0 && r.GetAbortStatus()+r.GetAbortGrpcStatus() == 0 && r.GetResponseRateLimitKbps() == 0 && !r.GetHeaders() {
+		c.diags.Report(diag.MissingAttribute, n.DefRange, "Fault without one", "A fault has a delay with a time, an abort with a status or grpc_status, a response_rate_limit with kbps, or headers = true.")
 	}
 	f.Kind = &configv1.Filter_Fault{Fault: r}
 }

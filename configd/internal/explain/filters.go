@@ -191,6 +191,9 @@ func faults(f *configv1.FaultFilter) string {
 	if f.GetAbortStatus() > 0 {
 		parts = append(parts, "answers "+part(f.AbortFraction)+" with "+strconv.Itoa(int(f.GetAbortStatus())))
 	}
+	if f.GetAbortGrpcStatus() > 0 {
+		parts = append(parts, "answers "+part(f.AbortFraction)+" with gRPC status "+strconv.Itoa(int(f.GetAbortGrpcStatus())))
+	}
 	if f.GetHeaders() {
 		parts = append(parts, "what the request asks for")
 	}

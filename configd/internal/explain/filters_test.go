@@ -61,3 +61,12 @@ func TestHealthChecks(t *testing.T) {
 		}
 	}
 }
+
+func TestFaults(t *testing.T) {
+	half := uint32(500_000)
+	f := &configv1.FaultFilter{DelayMs: 20, AbortGrpcStatus: 14, AbortFraction: &half, Headers: true}
+	want := "delays all by 20ms; answers 50 % with gRPC status 14; what the request asks for"
+	if got := does(&configv1.Filter{Kind: &configv1.Filter_Fault{Fault: f}}); got != want {
+		t.Errorf("%q is said and not %q", got, want)
+	}
+}

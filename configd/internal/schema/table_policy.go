@@ -82,7 +82,7 @@ func faultFilterBlock() *Block {
   }
 }`,
 		Attrs: []Attr{
-			{Name: "headers", Kind: Bool, Default: false, Doc: "requests say themselves: x-envoy-fault-delay-request is a delay in milliseconds, x-envoy-fault-abort-request a status, x-envoy-fault-throughput-response a rate in KiB a second. Anybody can send them."},
+			{Name: "headers", Kind: Bool, Default: false, Doc: "requests say themselves: x-envoy-fault-delay-request is a delay in milliseconds, x-envoy-fault-abort-request a status, x-envoy-fault-abort-grpc-request one of gRPC, x-envoy-fault-throughput-response a rate in KiB a second; the same names with -percentage make the shares smaller. Anybody can send them."},
 			{Name: "max_active", Kind: Int, Max: maxInt32, DefaultDoc: "no limit", Doc: "faults at a time."},
 		},
 		Blocks: []Nested{
@@ -107,6 +107,7 @@ func faultFilterBlock() *Block {
 				Doc:  "Answers requests.",
 				Attrs: []Attr{
 					{Name: "status", Kind: Int, Min: 200, Max: 599, DefaultDoc: "none, but what `headers` brings", Doc: "with this."},
+					{Name: "grpc_status", Kind: Int, Min: 1, Max: 16, DefaultDoc: "none", Doc: "with this status of gRPC, which other clients get as the HTTP status that it stands for."},
 					{Name: "share", Kind: Percent, Default: "100%", Doc: "of the requests."},
 				},
 			}},

@@ -10,6 +10,7 @@ import (
 
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/filter/freelist"
+	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
 	"retinue.dev/proxyd/internal/stream"
 	"retinue.dev/proxyd/internal/timer"
@@ -32,14 +33,28 @@ const (
 var (
 	nameDelay = []byte("x-envoy-fault-delay-request")
 	nameAbort = []byte("x-envoy-fault-abort-request")
+	nameGRPC  = []byte("x-envoy-fault-abort-grpc-request")
 	nameRate  = []byte("x-envoy-fault-throughput-response")
+
+	nameDelayShare = []byte("x-envoy-fault-delay-request-percentage")
+	nameAbortShare = []byte("x-envoy-fault-abort-request-percentage")
+	nameRateShare  = []byte("x-envoy-fault-throughput-response-percentage")
 )
+
+// maxGRPC is the greatest status of gRPC.
+const maxGRPC = 16
+
+// statuses of HTTP that say a status of gRPC to clients that do not speak it (google.rpc.Code).
+var statuses = [maxGRPC + 1]int{200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401}
+
+var textBytes = []byte(text)
 
 // Filter is the filter of one object: a stream.Factory.
 type Filter struct {
 	delay         int64 // ms
 	delayFraction uint64
 	abort         int
+	abortGRPC     int
 	abortFraction uint64
 	rate          int64 // of responses, KiB a second
 	rateFraction  uint64
@@ -59,7 +74,7 @@ type perWorker struct {
 // New builds the filter.
 func New(o *configv1.FaultFilter, workers int, cells []*counters.Fault) (*Filter, error) {
 	f := &Filter{
-		delay: o.GetDelayMs(), delayFraction: share(o.DelayFraction), abort: int(o.GetAbortStatus()), abortFraction: share(o.AbortFraction),
+		delay: o.GetDelayMs(), delayFraction: share(o.DelayFraction), abort: int(o.GetAbortStatus()), abortGRPC: int(o.GetAbortGrpcStatus()), abortFraction: share(o.AbortFraction),
 		rate: int64(o.GetResponseRateLimitKbps()), rateFraction: share(o.ResponseRateLimitFraction),
 		headers: o.GetHeaders(), most: int64(o.GetMaxActive()), workers: make([]perWorker, workers), cells: cells,
 	}
@@ -71,6 +86,9 @@ func New(o *configv1.FaultFilter, workers int, cells []*counters.Fault) (*Filter
 	}
 	if f.abort != 0 && (f.abort < 200 || f.abort > 599) {
 		return nil, fmt.Errorf("abort status %d is not between 200 and 599", f.abort)
+	}
+	if f.abortGRPC < 0 || f.abortGRPC > maxGRPC || f.abort != 0 && f.abortGRPC != 0 {
+		return nil, fmt.Errorf("abort_grpc_status %d is not between 1 and %d, and alone", f.abortGRPC, maxGRPC)
 	}
 	var err error
 	f.when, err = route.CompileWhen(o.GetMatch())
@@ -151,7 +169,7 @@ func (i *injector) drawDelay(s *stream.Stream) int64 {
 			delay = min(n, longest)
 		}
 	}
-	if delay == 0 || i.delayFraction < million && s.Worker.Rand()%million >= i.delayFraction {
+	if delay == 0 || !i.draw(s, nameDelayShare, i.delayFraction) {
 		return 0
 	}
 	return delay
@@ -165,25 +183,47 @@ func (i *injector) drawRate(s *stream.Stream) int64 {
 			rate = min(n, fastest)
 		}
 	}
-	if rate == 0 || i.rateFraction < million && s.Worker.Rand()%million >= i.rateFraction {
+	if rate == 0 || !i.draw(s, nameRateShare, i.rateFraction) {
 		return 0
 	}
 	return rate
 }
 
-// aborts answers the request when it is one to fail.
-func (i *injector) aborts(s *stream.Stream) bool {
-	status := i.abort
+// draw tells whether the request is of a share, which a header makes smaller.
+func (i *injector) draw(s *stream.Stream, name []byte, fraction uint64) bool {
 	if i.headers {
-		if n, ok := number(s, nameAbort); ok && n >= 200 && n <= 599 {
-			status = int(n)
+		if n, ok := number(s, name); ok {
+			fraction = min(fraction, uint64(n)*(million/100))
 		}
 	}
-	if status == 0 || i.abortFraction < million && s.Worker.Rand()%million >= i.abortFraction || !i.begin(s) {
+	return fraction >= million || s.Worker.Rand()%million < fraction
+}
+
+// aborts answers the request when it is one to fail.
+func (i *injector) aborts(s *stream.Stream) bool {
+	status, grpc := i.abort, i.abortGRPC
+	if i.headers {
+		if n, ok := number(s, nameAbort); ok && n >= 200 && n <= 599 {
+			status, grpc = int(n), 0
+		} else if n, ok := number(s, nameGRPC); ok && n > 0 && n <= maxGRPC {
+			grpc = int(n)
+		}
+	}
+	if status == 0 && grpc == 0 || !i.draw(s, nameAbortShare, i.abortFraction) || !i.begin(s) {
 		return false
 	}
 	i.cells[s.Worker.ID][counters.FaultAbortsInjected]++
-	s.LocalReply(status, text, stream.FlagFaultInjected, detail)
+	if grpc == 0 {
+		s.LocalReply(status, text, stream.FlagFaultInjected, detail)
+		return true
+	}
+	s.Flags |= stream.FlagFaultInjected
+	h := s.NewReply(statuses[grpc])
+	if s.GRPC() {
+		var digits [2]byte
+		h.Set(header.GrpcStatus, nil, strconv.AppendInt(digits[:0], int64(grpc), 10))
+	}
+	s.SendReply(textBytes, "text/plain", detail)
 	return true
 }
 

@@ -9366,11 +9366,12 @@ type FaultFilter struct {
 	DelayFraction             *uint32                `protobuf:"varint,2,opt,name=delay_fraction,json=delayFraction,proto3,oneof" json:"delay_fraction,omitempty"`                                         // default all
 	AbortStatus               uint32                 `protobuf:"varint,3,opt,name=abort_status,json=abortStatus,proto3" json:"abort_status,omitempty"`                                                     // 0: no abort
 	AbortFraction             *uint32                `protobuf:"varint,4,opt,name=abort_fraction,json=abortFraction,proto3,oneof" json:"abort_fraction,omitempty"`                                         // default all
-	Headers                   bool                   `protobuf:"varint,5,opt,name=headers,proto3" json:"headers,omitempty"`                                                                                // x-envoy-fault-delay-request (ms) and x-envoy-fault-abort-request (status) say how long and what
+	Headers                   bool                   `protobuf:"varint,5,opt,name=headers,proto3" json:"headers,omitempty"`                                                                                // x-envoy-fault-delay-request (ms), -abort-request, -abort-grpc-request and -…-percentage say how long, what and how many
 	MaxActive                 uint32                 `protobuf:"varint,6,opt,name=max_active,json=maxActive,proto3" json:"max_active,omitempty"`                                                           // faults at a time, over all workers; 0: no limit
 	Match                     *RouteMatch            `protobuf:"bytes,7,opt,name=match,proto3" json:"match,omitempty"`                                                                                     // headers, query, … of the requests that meet it; no path
 	ResponseRateLimitKbps     uint32                 `protobuf:"varint,8,opt,name=response_rate_limit_kbps,json=responseRateLimitKbps,proto3" json:"response_rate_limit_kbps,omitempty"`                   // KiB a second of a response's body; 0: no limit; headers adds x-envoy-fault-throughput-response
 	ResponseRateLimitFraction *uint32                `protobuf:"varint,9,opt,name=response_rate_limit_fraction,json=responseRateLimitFraction,proto3,oneof" json:"response_rate_limit_fraction,omitempty"` // default all
+	AbortGrpcStatus           uint32                 `protobuf:"varint,70,opt,name=abort_grpc_status,json=abortGrpcStatus,proto3" json:"abort_grpc_status,omitempty"`                                      // instead of abort_status: 1 to 16; 0: none
 	unknownFields             protoimpl.UnknownFields
 	sizeCache                 protoimpl.SizeCache
 }
@@ -9464,6 +9465,13 @@ func (x *FaultFilter) GetResponseRateLimitKbps() uint32 {
 func (x *FaultFilter) GetResponseRateLimitFraction() uint32 {
 	if x != nil && x.ResponseRateLimitFraction != nil {
 		return *x.ResponseRateLimitFraction
+	}
+	return 0
+}
+
+func (x *FaultFilter) GetAbortGrpcStatus() uint32 {
+	if x != nil {
+		return x.AbortGrpcStatus
 	}
 	return 0
 }
@@ -13187,7 +13195,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\aheaders\x18\t \x01(\bR\aheadersB\n" +
 	"\n" +
 	"\b_enabledB\v\n" +
-	"\t_enforced\"\xd7\x03\n" +
+	"\t_enforced\"\x83\x04\n" +
 	"\vFaultFilter\x12\x19\n" +
 	"\bdelay_ms\x18\x01 \x01(\x03R\adelayMs\x12*\n" +
 	"\x0edelay_fraction\x18\x02 \x01(\rH\x00R\rdelayFraction\x88\x01\x01\x12!\n" +
@@ -13198,7 +13206,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"max_active\x18\x06 \x01(\rR\tmaxActive\x123\n" +
 	"\x05match\x18\a \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\x127\n" +
 	"\x18response_rate_limit_kbps\x18\b \x01(\rR\x15responseRateLimitKbps\x12D\n" +
-	"\x1cresponse_rate_limit_fraction\x18\t \x01(\rH\x02R\x19responseRateLimitFraction\x88\x01\x01B\x11\n" +
+	"\x1cresponse_rate_limit_fraction\x18\t \x01(\rH\x02R\x19responseRateLimitFraction\x88\x01\x01\x12*\n" +
+	"\x11abort_grpc_status\x18F \x01(\rR\x0fabortGrpcStatusB\x11\n" +
 	"\x0f_delay_fractionB\x11\n" +
 	"\x0f_abort_fractionB\x1f\n" +
 	"\x1d_response_rate_limit_fraction\"\xa8\x02\n" +
