@@ -108,14 +108,34 @@ func (c *compiler) corsFilter(n *schema.Node, f *configv1.Filter) {
 		AllowCredentials: n.Bool("allow_credentials"), Shadow: n.Bool("shadow"),
 	}
 	for _, v := range n.List("allow_origins") {
-		if s, _ := v.V.(string); s == "*" && r.AllowCredentials {
-			c.diags.Report(diag.Exclusive, v.Range, "Every origin with credentials", "With allow_credentials every page on the web could act as the user: name the origins.")
+		s, _ := v.V.(string)
+		for _, stranger := range strangers {
+			if r.AllowCredentials && fits(s, stranger) {
+				c.diags.Report(diag.Exclusive, v.Range, "Every origin with credentials", "%q is allowed, and with allow_credentials every page on the web could act as the user: name the origins.", stranger)
+				break
+			}
 		}
 	}
 	if n.Has("max_age") {
 		r.MaxAgeSeconds = proto.Int64(int64(math.Ceil(float64(n.Int("max_age")) / 1000)))
 	}
 	f.Kind = &configv1.Filter_Cors{Cors: r}
+}
+
+// strangers are origins that nobody means: every page can have the first, and who allows the second allows all hosts.
+var strangers = []string{"null", "https://nobody.invalid"}
+
+// fits tells whether a pattern is that of a text.
+func fits(pattern, text string) bool {
+	if expression, ok := strings.CutPrefix(pattern, "~"); ok {
+		compiled, err := regexp.Compile(`\A(?:` + expression + `)\z`)
+		return err == nil && compiled.MatchString(text)
+	}
+	head, tail, star := strings.Cut(pattern, "*")
+	if !star {
+		return pattern == text
+	}
+	return len(text) >= len(head)+len(tail) && strings.HasPrefix(text, head) && strings.HasSuffix(text, tail)
 }
 
 // methodNames and fieldNames check tokens that go into headers; "*" is one.

@@ -158,7 +158,7 @@ func rbacPolicy() *Block {
 	permission.Attrs = append([]Attr{
 		{Name: "methods", Kind: Strings, MaxLen: 32, Doc: "one of these."},
 		{Name: "paths", Kind: Strings, MaxLen: 1000, Doc: "one of these is the path, in the form in which routes see it, without the query." + patterns},
-		{Name: "hosts", Kind: Strings, MaxLen: 1000, Doc: "one of these is the host, in lower case and without the port." + patterns},
+		{Name: "hosts", Kind: Strings, MaxLen: 1000, Doc: "one of these is the host, in lower case, without the port and a dot at its end." + patterns},
 	}, permission.Attrs...)
 	header := matchBlock().Blocks[0]
 	return &Block{

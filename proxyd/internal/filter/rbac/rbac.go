@@ -179,6 +179,9 @@ type subject struct {
 func (e *enforcer) DecodeHeaders(c *stream.Callbacks, _ bool) stream.Status {
 	s := c.Stream()
 	host, _, _ := header.SplitAuthority(s.Request.Authority())
+	if n := len(host); n > 1 && host[n-1] == '.' { // the same host (RFC 3986, 3.2.2), which upstreams may take for it
+		host = host[:n-1]
+	}
 	e.scratch = header.AppendLower(e.scratch[:0], host)
 	at := len(e.scratch)
 	x := subject{
