@@ -45,10 +45,16 @@ func (s *Stream) SendReply(body []byte, contentType, details string) {
 	s.closeBelow()
 	h := &s.local
 	s.Response, s.ResponseTrailers = h, nil
-	if h.Status >= 400 && s.GRPC() {
+	bare := h.Status == 204 || h.Status == 304 // has no content, and no length of it (RFC 9110, 15.3.5 and 8.6)
+	if bare || h.Status == 205 {
+		body = nil
+	}
+	switch {
+	case bare:
+	case h.Status >= 400 && s.GRPC():
 		s.grpcReply(body)
 		body = nil
-	} else {
+	default:
 		var digits [20]byte
 		h.Set(header.ContentLength, nil, strconv.AppendInt(digits[:0], int64(len(body)), 10))
 	}
@@ -58,7 +64,7 @@ func (s *Stream) SendReply(body []byte, contentType, details string) {
 	if s.Config.ServerName != "" {
 		h.SetString(header.Server, "", s.Config.ServerName)
 	}
-	end := len(body) == 0 || s.Request.MethodID() == header.MethodHead || h.Status == 204 || h.Status == 304
+	end := len(body) == 0 || s.Request.MethodID() == header.MethodHead
 	s.activity = s.Worker.Now()
 	if replaces || len(s.chain) == 0 {
 		s.sendHeaders(end)

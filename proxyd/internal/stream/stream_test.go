@@ -470,12 +470,17 @@ func TestReplyWithoutBody(t *testing.T) {
 	}{
 		{header.MethodHead, 404, "closed head(404.) finished"},
 		{header.MethodGet, 204, "closed head(204.) finished"},
+		{header.MethodGet, 205, "closed head(205.) finished"},
 		{header.MethodGet, 304, "closed head(304.) finished"},
 	} {
 		x := newStage(t)
 		x.Request.SetMethodID(test.method)
 		x.LocalReply(test.status, "text", 0, "x")
 		x.want(t, test.events)
+		want := map[int]string{404: "4", 205: "0"}[test.status] // in HTTP/2 a length that does not come is an error
+		if got := string(x.Response.Get(header.ContentLength)); got != want {
+			t.Errorf("%d has the length %q, not %q", test.status, got, want)
+		}
 	}
 }
 
