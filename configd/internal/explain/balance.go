@@ -185,8 +185,7 @@ func pairs(list []*configv1.Metadata) string {
 func (y *story) resilience(c *configv1.Cluster, p configv1.RoutingPriority) {
 	name := c.GetName()
 	if h := c.GetHealthCheck(); h != nil {
-		y.tell("health", kindOf(h), fmt.Sprintf("every %s within %s; %d passed bring it back, %d failed take it out",
-			duration(cmp.Or(h.GetIntervalMs(), 5000)), duration(cmp.Or(h.GetTimeoutMs(), 1000)), cmp.Or(h.GetHealthyThreshold(), 2), cmp.Or(h.GetUnhealthyThreshold(), 3)), y.at("cluster", name, "health_check"))
+		y.tell("health", kindOf(h), checks(h), y.at("cluster", name, "health_check"))
 	}
 	if o := c.GetOutlierDetection(); o != nil {
 		y.tell("outliers", "", outliers(o), y.at("cluster", name, "outlier_detection"))
@@ -223,6 +222,33 @@ func kindOf(h *configv1.HealthCheck) string {
 	return "http " + cmp.Or(h.GetHttp().GetPath(), "/")
 }
 
+// checks tells when an endpoint is asked, and what changes its state. Pauses are told where they are more than the interval.
+func checks(h *configv1.HealthCheck) string {
+	every := duration(cmp.Or(h.GetIntervalMs(), 5000))
+	for _, p := range []struct {
+		ms   int64
+		when string
+	}{
+		{h.GetUnhealthyIntervalMs(), "after a failure"},
+		{h.GetUnhealthyEdgeIntervalMs(), "on its way out"},
+		{h.GetHealthyEdgeIntervalMs(), "on its way back"},
+		{h.GetNoTrafficIntervalMs(), "without traffic"},
+		{h.GetNoTrafficHealthyIntervalMs(), "without traffic while it is well"},
+	} {
+		if p.ms > 0 {
+			every += ", " + duration(p.ms) + " " + p.when
+		}
+	}
+	text := fmt.Sprintf("every %s within %s; %d passed bring it back, %d failed take it out", every, duration(cmp.Or(h.GetTimeoutMs(), 1000)), cmp.Or(h.GetHealthyThreshold(), 2), cmp.Or(h.GetUnhealthyThreshold(), 3))
+	if n := len(h.GetHttp().GetRetriableStatuses()); n > 0 {
+		text += fmt.Sprintf("; %d statuses count towards that, others decide", n)
+	}
+	if n := len(h.GetTcp().GetReceive()); n > 0 {
+		text += fmt.Sprintf("; sends %d bytes and waits for %s", len(h.GetTcp().GetSend()), count(n, "piece"))
+	}
+	return text
+}
+
 func outliers(o *configv1.OutlierDetection) string {
 	var parts []string
 	if n := o.GetConsecutive_5Xx(); n > 0 {
@@ -230,6 +256,9 @@ func outliers(o *configv1.OutlierDetection) string {
 	}
 	if n := o.GetConsecutiveGatewayFailure(); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d gateway failures in a row", n))
+	}
+	if o.GetSplitExternalLocalOriginErrors() {
+		parts = append(parts, fmt.Sprintf("%d without an answer in a row, which are no 5xx", o.GetConsecutiveLocalOriginFailure()))
 	}
 	if n := o.GetSuccessRateStdevFactor(); n > 0 {
 		parts = append(parts, fmt.Sprintf("success %s deviations below the mean", strconv.FormatFloat(float64(n)/1000, 'g', 4, 64)))
@@ -241,6 +270,13 @@ func outliers(o *configv1.OutlierDetection) string {
 	if o.MaxEjectionPercent != nil {
 		share = o.GetMaxEjectionPercent()
 	}
-	return fmt.Sprintf("%s; ejected for %s to %s, at most %d %%", strings.Join(parts, ", "),
+	text := fmt.Sprintf("%s; ejected for %s to %s, at most %d %%", strings.Join(parts, ", "),
 		duration(cmp.Or(o.GetBaseEjectionMs(), 30_000)), duration(cmp.Or(o.GetMaxEjectionMs(), 300_000)), share)
+	if o.AlwaysEjectOneHost != nil && !o.GetAlwaysEjectOneHost() {
+		text += " and not one more"
+	}
+	if o.GetEnforcing() != nil {
+		text += ", not everything that is found"
+	}
+	return text
 }

@@ -161,25 +161,45 @@ func healthCheckBlock() *Block {
 	common := func(own ...Attr) []Attr {
 		return append(own,
 			Attr{Name: "interval", Kind: Duration, Default: "5s", Min: 10, Max: day, Doc: "between two checks."},
+			Attr{Name: "interval_jitter_percent", Kind: Int, Default: 10, Max: 1000, Doc: "each interval is up to so many percent longer."},
+			Attr{Name: "interval_jitter", Kind: Duration, Max: day, DefaultDoc: "none", Doc: "and up to so much longer."},
+			Attr{Name: "initial_jitter", Kind: Duration, Max: day, DefaultDoc: "none", Doc: "the first check waits for up to so long."},
+			Attr{Name: "unhealthy_interval", Kind: Duration, Min: 10, Max: day, DefaultDoc: "`interval`", Doc: "after a failed check."},
+			Attr{Name: "unhealthy_edge_interval", Kind: Duration, Min: 10, Max: day, DefaultDoc: "`unhealthy_interval`", Doc: "after a failed check of an endpoint that is not out yet."},
+			Attr{Name: "healthy_edge_interval", Kind: Duration, Min: 10, Max: day, DefaultDoc: "`interval`", Doc: "after a passed check of an endpoint that is not back yet."},
+			Attr{Name: "no_traffic_interval", Kind: Duration, Min: 10, Max: day, DefaultDoc: "as with traffic", Doc: "while no connection for requests was ever made to the cluster. Envoy's default is 60s."},
+			Attr{Name: "no_traffic_healthy_interval", Kind: Duration, Min: 10, Max: day, DefaultDoc: "`no_traffic_interval`", Doc: "likewise, of an endpoint that is well."},
 			Attr{Name: "timeout", Kind: Duration, Default: "1s", Min: 10, Max: hour, Doc: "for one check."},
 			Attr{Name: "healthy", Kind: Int, Default: 2, Min: 1, Max: 100, Doc: "checks passed in a row that bring an endpoint back."},
-			Attr{Name: "unhealthy", Kind: Int, Default: 3, Min: 1, Max: 100, Doc: "checks failed in a row that take it out; the very first check decides alone."},
+			Attr{Name: "unhealthy", Kind: Int, Default: 3, Min: 1, Max: 100, Doc: "checks failed in a row that take it out. The very first check decides alone, and so does an answer that says that the endpoint is not well: a status beside `expect` and `retriable`, another body, NOT_SERVING."},
 			Attr{Name: "port", Kind: Int, Min: 1, Max: 65535, DefaultDoc: "the endpoint's", Doc: "another port to ask."},
 			Attr{Name: "event_log", Kind: String, MaxLen: 4096, DefaultDoc: "none", Doc: "file that gets a line of JSON when an endpoint goes out, comes back or is degraded; it may be rotated at any time."},
+			Attr{Name: "always_log_failures", Kind: Bool, Default: false, Doc: "each failed check is a line of it, too."},
 		)
 	}
+	reuse := Attr{Name: "reuse_connection", Kind: Bool, Default: true, Doc: "the connection of a check serves the next one."}
 	return &Block{
 		Name: "health_check", Label: "kind", LabelDoc: "What a check says.",
 		Doc: "Asks the endpoints themselves whether they are well, over a connection that is kept. One that is not takes no requests, but for panic (see `panic_threshold`). " +
-			"The interval gets a tenth of jitter. An endpoint serves until its first check has failed.",
+			"An endpoint serves until its first check has failed. One that answers a request with the header x-envoy-immediate-health-check-fail is out at once, until checks bring it back.",
 		Kinds: []*Block{
-			{Kind: "http", Doc: "An HTTP request, in the protocol of the cluster. An answer with the header x-envoy-degraded is well, and its endpoint degraded: it is spared while the healthy ones suffice.", Example: `health_check "http" { path = "/healthz" }`, Attrs: common(
+			{Kind: "http", Doc: "An HTTP request, in the protocol of the cluster. An answer with the header x-envoy-degraded is well, and its endpoint degraded: it is spared while the healthy ones suffice. One with x-envoy-immediate-health-check-fail is a failure, whatever it says.", Example: `health_check "http" { path = "/healthz" }`, Attrs: common(
 				Attr{Name: "path", Kind: String, Default: "/", MaxLen: 1024, Doc: "what is asked for."},
 				Attr{Name: "host", Kind: String, MaxLen: 255, DefaultDoc: "the cluster's name", Doc: "Host of the request."},
 				Attr{Name: "expect", Kind: Strings, MaxLen: 50, DefaultDoc: "\"200\"", Doc: "statuses that are well: \"204\", or a range, \"200-299\"."},
+				Attr{Name: "retriable", Kind: Strings, MaxLen: 50, DefaultDoc: "none", Doc: "statuses that count towards `unhealthy`, written as those of `expect`; any other takes the endpoint out at once."},
+				Attr{Name: "method", Kind: String, Default: "GET", Choices: []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"}, Doc: "of the request, which has no body."},
+				Attr{Name: "headers", Kind: HeaderMap, MaxLen: 32, Doc: "of the request, beside Host."},
+				reuse,
 				Attr{Name: "body", Kind: String, MaxLen: 1024, DefaultDoc: "any", Doc: "text that the first 64 KiB of the answer hold."})},
-			{Kind: "tcp", Doc: "A connection.", Attrs: common()},
+			{Kind: "tcp", Doc: "A connection, new for each check; with `receive`, one that answers.", Example: `health_check "tcp" {
+  send    = "PING\r\n"
+  receive = ["+PONG"]
+}`, Attrs: common(
+				Attr{Name: "send", Kind: String, MaxLen: 4096, DefaultDoc: "nothing", Doc: "what is sent; \"hex:70696e67\" is bytes. With `tls` of the cluster it goes over TLS."},
+				Attr{Name: "receive", Kind: Strings, MaxLen: 16, DefaultDoc: "nothing", Doc: "what must come, one after the other, within the first 64 KiB; written as `send`, bytes between them mean nothing."})},
 			{Kind: "grpc", Doc: "grpc.health.v1.Health/Check.", Attrs: common(
+				reuse,
 				Attr{Name: "service", Kind: String, MaxLen: 255, DefaultDoc: "the whole server", Doc: "service asked for."},
 				Attr{Name: "host", Kind: String, MaxLen: 255, DefaultDoc: "the cluster's name", Doc: "authority of the call."})},
 		},
@@ -195,13 +215,34 @@ func outlierDetectionBlock() *Block {
 		Attrs: []Attr{
 			{Name: "consecutive_5xx", Kind: Int, Default: 5, Max: maxInt32, Doc: "answers of 500 and above in a row; 0 is off."},
 			{Name: "consecutive_gateway_failure", Kind: Int, Max: maxInt32, DefaultDoc: "off", Doc: "502, 503 and 504 in a row."},
-			{Name: "success_rate_stdev_factor", Kind: Int, Default: 1900, Max: 100_000, Doc: "ejects who succeeds less often than the mean by so many thousandths of the standard deviation, among 5 endpoints or more with 100 requests in an interval; 0 is off."},
-			{Name: "failure_percentage", Kind: Int, Max: 100, DefaultDoc: "off", Doc: "ejects who fails in so many percent of 50 requests or more in an interval, among 5 endpoints or more."},
+			{Name: "success_rate_stdev_factor", Kind: Int, Default: 1900, Max: 100_000, Doc: "ejects who succeeds less often than the mean by so many thousandths of the standard deviation; 0 is off."},
+			{Name: "success_rate_minimum_hosts", Kind: Int, Default: 5, Min: 1, Max: maxInt32, Doc: "endpoints with enough requests that are compared at least."},
+			{Name: "success_rate_request_volume", Kind: Int, Default: 100, Min: 1, Max: maxInt32, Doc: "requests of an endpoint in an interval that are enough."},
+			{Name: "failure_percentage", Kind: Int, Max: 100, DefaultDoc: "off", Doc: "ejects who fails in so many percent of the requests of an interval. Envoy calls it failure_percentage_threshold."},
+			{Name: "failure_percentage_minimum_hosts", Kind: Int, Default: 5, Min: 1, Max: maxInt32, Doc: "endpoints with enough requests there must be."},
+			{Name: "failure_percentage_request_volume", Kind: Int, Default: 50, Min: 1, Max: maxInt32, Doc: "requests of an endpoint in an interval that are enough."},
+			{Name: "split_external_local_origin_errors", Kind: Bool, Default: false, Doc: "a request without an answer (no connection, a reset, a time-out) is no 5xx and no gateway failure, but one of local origin."},
+			{Name: "consecutive_local_origin_failure", Kind: Int, Default: 5, Max: maxInt32, Doc: "of those in a row, with `split_external_local_origin_errors`; 0 is off."},
 			{Name: "interval", Kind: Duration, Default: "10s", Min: 10, Max: day, Doc: "between two comparisons, and looks at the ejected."},
 			{Name: "base_ejection", Kind: Duration, Default: "30s", Min: 10, Max: day, Doc: "times the number of ejections."},
 			{Name: "max_ejection", Kind: Duration, Default: "5m", Min: 10, Max: day, Doc: "longest ejection."},
-			{Name: "max_ejection_percent", Kind: Int, Default: 10, Min: 0, Max: 100, Doc: "of the endpoints at a time; at least one."},
+			{Name: "max_ejection_jitter", Kind: Duration, Max: day, DefaultDoc: "none", Doc: "each ejection is up to so much longer."},
+			{Name: "max_ejection_percent", Kind: Int, Default: 10, Min: 0, Max: 100, Doc: "of the endpoints at a time; 0 is none."},
+			{Name: "always_eject_one_host", Kind: Bool, Default: true, Doc: "one may be out where that is more than max_ejection_percent (Envoy's default is false: fewer than 10 endpoints eject none by 10 %)."},
+			{Name: "successful_active_health_check_uneject_host", Kind: Bool, Default: true, Doc: "a passed health check ends an ejection."},
 			{Name: "event_log", Kind: String, MaxLen: 4096, DefaultDoc: "none", Doc: "file that gets a line of JSON for each ejection and its end."},
 		},
+		Blocks: []Nested{{Block: &Block{
+			Name:    "enforcing",
+			Doc:     "How many percent of what a rule finds lead to an ejection; the rest is counted (`outlier_detection_ejections_detected_*`) and in the event log. Everything where nothing is written.",
+			Example: `enforcing { success_rate = 0 }`,
+			Attrs: []Attr{
+				enforced("consecutive_5xx"), enforced("consecutive_gateway_failure"), enforced("success_rate"), enforced("failure_percentage"), enforced("consecutive_local_origin_failure"),
+			},
+		}}},
 	}
+}
+
+func enforced(rule string) Attr {
+	return Attr{Name: rule, Kind: Int, Default: 100, Max: 100, Doc: "percent of what it finds."}
 }

@@ -30,7 +30,8 @@ type Host struct {
 	// any thread reads it when it connects. What is found by DNS comes into force so even if the snapshot that it came with does not.
 	places   atomic.Pointer[[]netip.AddrPort]
 	logical  bool
-	outcomes []cell // by worker; none where nobody observes
+	outcomes []cell      // by worker; none where nobody observes
+	fails    atomic.Bool // an answer said so, and nobody has taken note yet
 }
 
 // Label is one word of metadata.

@@ -3,6 +3,7 @@ package control
 import (
 	"crypto/tls"
 	"slices"
+	"sync/atomic"
 
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
@@ -14,7 +15,7 @@ import (
 // newMonitor makes the watch over hosts. What it finds out is posted to the workers as it happens.
 func (s *Server) newMonitor() *health.Monitor {
 	return health.New(health.Options{
-		Log: s.env.Log, Publish: s.hostsChanged, Count: s.countHealth,
+		Log: s.env.Log, Publish: s.hostsChanged, Count: s.countHealth, Traffic: s.hadTraffic,
 		Security: func(c *cluster.Cluster, h *cluster.Host) *tls.Config {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -23,6 +24,16 @@ func (s *Server) newMonitor() *health.Monitor {
 			}
 			return nil
 		},
+	})
+}
+
+// hadTraffic tells whether a cluster of the running snapshot has had a connection since the process began.
+func (s *Server) hadTraffic(handle cluster.Handle) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	config := s.configOf(handle)
+	return config != nil && slices.ContainsFunc(config.Cells, func(c *counters.Cluster) bool {
+		return atomic.LoadUint64(&c[counters.ClusterUpstreamCxTotal]) > 0
 	})
 }
 
@@ -140,6 +151,14 @@ func (s *Server) countHealth(e health.Event) {
 			cells[counters.ClusterHealthCheckSuccess]++
 		case health.Failure:
 			cells[counters.ClusterHealthCheckFailure]++
+		case health.NetworkFailure:
+			cells[counters.ClusterHealthCheckNetworkFailure]++
+		case health.PassiveFailure:
+			cells[counters.ClusterHealthCheckPassiveFailure]++
+		case health.Overflowed:
+			cells[counters.ClusterOutlierEjectionsOverflow]++
+		case health.Detected:
+			cells[counters.ClusterOutlierDetected+int(e.Detail)]++
 		case health.Ejected:
 			cells[counters.ClusterOutlierEjectionsTotal]++
 			cells[counters.ClusterOutlierEjections5xx+int(e.Detail)]++

@@ -61,12 +61,16 @@ const (
 	ClusterHealthCheckAttempt
 	ClusterHealthCheckSuccess
 	ClusterHealthCheckFailure
+	ClusterHealthCheckNetworkFailure
+	ClusterHealthCheckPassiveFailure
 	ClusterOutlierEjectionsActive
 	ClusterOutlierEjectionsTotal
 	ClusterOutlierEjections5xx
 	ClusterOutlierEjectionsGateway
 	ClusterOutlierEjectionsSuccessRate
 	ClusterOutlierEjectionsFailurePercentage
+	ClusterOutlierEjectionsLocalOrigin
+	ClusterOutlierEjectionsOverflow
 	ClusterMembershipTotal
 	ClusterMembershipHealthy
 	ClusterMembershipDegraded
@@ -79,12 +83,13 @@ const (
 	ClusterLBSubsetsFallback
 	ClusterUpstreamCxHTTP1Total
 	ClusterUpstreamCxHTTP2Total
-	ClusterBreakersOpen                                      // 4 cells for each priority, written by the main side
-	ClusterHTTP2          = ClusterBreakersOpen + 8          // the events of HTTP/2
-	ClusterUpstreamRqXX   = ClusterHTTP2 + http2.NumCounters // 5 cells: 1xx to 5xx
-	ClusterUpstreamRqTime = ClusterUpstreamRqXX + 5
-	ClusterSSL            = ClusterUpstreamRqTime + region.HistogramCells // SSLCells
-	ClusterCells          = ClusterSSL + SSLCells
+	ClusterOutlierDetected                                    // 5 cells, as those of ejections
+	ClusterBreakersOpen    = ClusterOutlierDetected + 5       // 4 cells for each priority, written by the main side
+	ClusterHTTP2           = ClusterBreakersOpen + 8          // the events of HTTP/2
+	ClusterUpstreamRqXX    = ClusterHTTP2 + http2.NumCounters // 5 cells: 1xx to 5xx
+	ClusterUpstreamRqTime  = ClusterUpstreamRqXX + 5
+	ClusterSSL             = ClusterUpstreamRqTime + region.HistogramCells // SSLCells
+	ClusterCells           = ClusterSSL + SSLCells
 )
 
 // Cells of an HTTP connection manager.
@@ -386,12 +391,16 @@ var Schemas = append([]*statsv1.Schema{
 		field(counter, "health_check_attempt", "health checks begun"),
 		field(counter, "health_check_success", "health checks passed"),
 		field(counter, "health_check_failure", "health checks failed"),
+		field(counter, "health_check_network_failure", "of those, the ones without an answer"),
+		field(counter, "health_check_passive_failure", "hosts taken out for an answer with x-envoy-immediate-health-check-fail"),
 		field(gauge, "outlier_detection_ejections_active", "hosts that are ejected"),
 		field(counter, "outlier_detection_ejections_enforced_total", "ejections"),
 		field(counter, "outlier_detection_ejections_enforced_consecutive_5xx", "ejections for a run of 5xx"),
 		field(counter, "outlier_detection_ejections_enforced_consecutive_gateway_failure", "ejections for a run of 502, 503 and 504"),
 		field(counter, "outlier_detection_ejections_enforced_success_rate", "ejections for a success rate below the others'"),
 		field(counter, "outlier_detection_ejections_enforced_failure_percentage", "ejections for the failure percentage"),
+		field(counter, "outlier_detection_ejections_enforced_consecutive_local_origin_failure", "ejections for a run of requests without an answer (split_external_local_origin_errors)"),
+		field(counter, "outlier_detection_ejections_overflow", "hosts that stayed since max_ejection_percent were out"),
 		field(gauge, "membership_total", "hosts"),
 		field(gauge, "membership_healthy", "hosts that take requests"),
 		field(gauge, "membership_degraded", "hosts that take requests when the healthy ones do not suffice"),
@@ -404,7 +413,7 @@ var Schemas = append([]*statsv1.Schema{
 		field(counter, "lb_subsets_fallback", "requests whose subset has no host"),
 		field(counter, "upstream_cx_http1_total", "connections of HTTP/1"),
 		field(counter, "upstream_cx_http2_total", "connections of HTTP/2"),
-	}, openFields(), http2Fields(), classes("upstream_rq_xx", "responses by class, with those that are given for a host that does not answer"),
+	}, detectedFields(), openFields(), http2Fields(), classes("upstream_rq_xx", "responses by class, with those that are given for a host that does not answer"),
 		[]*statsv1.Field{in(region.UnitTicks, field(histogram, "upstream_rq_time", "time from request to end of response"))}, ssl())...),
 
 	schema("http", slices.Concat([]*statsv1.Field{

@@ -447,6 +447,6 @@ func (r *Router) late(at *attempt) {
 	}
 	at.late = true
 	if config := r.shared.Upstream.Cluster(r.target.handle); config != nil {
-		at.host.Record(at.stream.Worker.ID, config.Outlier, 504)
+		at.host.Record(at.stream.Worker.ID, config.Outlier, 0)
 	}
 }

@@ -122,6 +122,7 @@ const (
 	XEnvoyRetryOn
 	XEnvoyOriginalPath
 	XEnvoyOverloaded
+	XEnvoyImmediateHealthCheckFail
 	XEnvoyUpstreamRqPerTryTimeoutMs
 	XEnvoyRetryGrpcOn
 	XEnvoyRetriableStatusCodes
@@ -246,6 +247,7 @@ var canonicalNames = [NumIDs]string{
 	XEnvoyOriginalPath:            "X-Envoy-Original-Path",
 	XEnvoyOverloaded:              "X-Envoy-Overloaded",
 
+	XEnvoyImmediateHealthCheckFail:  "X-Envoy-Immediate-Health-Check-Fail",
 	XEnvoyUpstreamRqPerTryTimeoutMs: "X-Envoy-Upstream-Rq-Per-Try-Timeout-Ms",
 	XEnvoyRetryGrpcOn:               "X-Envoy-Retry-Grpc-On",
 	XEnvoyRetriableStatusCodes:      "X-Envoy-Retriable-Status-Codes",

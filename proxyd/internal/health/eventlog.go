@@ -16,38 +16,42 @@ type note struct {
 	owner   *cluster.Cluster
 	address string
 	what    What
-	detail  Detail
+	detail  cluster.OutlierRule
 	at      time.Time
 }
 
 // line is how it is written; the names of events are Envoy's.
 type line struct {
-	Time    string `json:"timestamp"`
-	Event   string `json:"event"`
-	Cluster string `json:"cluster_name"`
-	Host    string `json:"host"`
-	Checker string `json:"health_checker_type,omitempty"`
-	Rule    string `json:"type,omitempty"` // of an ejection
+	Time     string `json:"timestamp"`
+	Event    string `json:"event"`
+	Cluster  string `json:"cluster_name"`
+	Host     string `json:"host"`
+	Checker  string `json:"health_checker_type,omitempty"`
+	Rule     string `json:"type,omitempty"` // of an ejection
+	Enforced *bool  `json:"enforced,omitempty"`
 }
 
 var checkers = map[cluster.CheckKind]string{cluster.CheckHTTP: "HTTP", cluster.CheckTCP: "TCP", cluster.CheckGRPC: "GRPC"}
 
 var eventNames = map[What]string{
 	BecameHealthy: "add_healthy", BecameUnhealthy: "eject_unhealthy", BecameDegraded: "degraded_healthy_host",
-	NoLongerDegraded: "no_longer_degraded_host", Ejected: "eject", Unejected: "uneject",
+	NoLongerDegraded: "no_longer_degraded_host", Ejected: "eject", Unejected: "uneject", Unenforced: "eject", Failure: "health_check_failure",
 }
 
 // write appends a note to its log, if there is one.
 func (m *Monitor) write(n note) {
-	path := ""
-	l := line{Time: n.at.UTC().Format(time.RFC3339Nano), Event: eventNames[n.what], Cluster: n.owner.Name, Host: n.address}
+	path, name := "", eventNames[n.what]
+	if name == "" {
+		return
+	}
+	l := line{Time: n.at.UTC().Format(time.RFC3339Nano), Event: name, Cluster: n.owner.Name, Host: n.address}
 	switch {
-	case n.what == Ejected || n.what == Unejected:
+	case n.what == Ejected || n.what == Unejected || n.what == Unenforced:
 		if n.owner.Outlier != nil {
 			path = n.owner.Outlier.EventLog
 		}
-		if n.what == Ejected {
-			l.Rule = n.detail.String()
+		if enforced := n.what == Ejected; n.what != Unejected {
+			l.Rule, l.Enforced = n.detail.String(), &enforced
 		}
 	case n.owner.Check != nil:
 		path, l.Checker = n.owner.Check.EventLog, checkers[n.owner.Check.Kind]

@@ -25,7 +25,7 @@ type Event struct {
 	Handle  cluster.Handle
 	Address string
 	What    What
-	Detail  Detail // of an ejection
+	Detail  cluster.OutlierRule // of an ejection
 }
 
 // What happened to a host.
@@ -42,6 +42,11 @@ const (
 	NoLongerDegraded
 	Ejected
 	Unejected
+	Detected       // a rule found the host, and then it is Ejected,
+	Overflowed     // or not, since so many are,
+	Unenforced     // or not, since the rule is enforced now and then
+	NetworkFailure // a failed check, beside Failure: there was no answer
+	PassiveFailure // out for what an answer to a request says
 )
 
 // State is what is known of a cluster.
@@ -61,6 +66,8 @@ type Options struct {
 	Publish func(cluster.Handle, State)
 	// Count is told of every event, from several goroutines.
 	Count func(Event)
+	// Traffic tells whether a cluster has ever had a connection for requests; nil: they all have.
+	Traffic func(cluster.Handle) bool
 	// Security is the TLS of the checks of a cluster's host; nil for none.
 	Security func(*cluster.Cluster, *cluster.Host) *tls.Config
 
@@ -217,107 +224,135 @@ func (m *Monitor) start(w *watched, h *host, c *cluster.Cluster, member *cluster
 	}
 	p := m.opt.prober(c, member, security)
 	m.probes.Go(func() {
-		probe(ctx, c.Check, p, func(a answer) { m.checked(ctx, w, h, member.Address, a) })
+		probe(ctx, c.Check, p, func(a answer) time.Duration { return m.checked(ctx, w, h, member.Address, a) })
 	})
 }
 
 // checked takes the answer of one check.
-func (m *Monitor) checked(ctx context.Context, w *watched, h *host, address string, a answer) {
+func (m *Monitor) checked(ctx context.Context, w *watched, h *host, address string, a answer) (pause time.Duration) {
 	err, now := a.failed, time.Now()
 	m.mu.Lock()
 	if ctx.Err() != nil { // the host left while it was asked
 		m.mu.Unlock()
-		return
+		return 0
 	}
 	handle, name, owner := w.cluster.Handle, w.cluster.Name, w.cluster
-	changed := h.result(w.cluster.Check, err == nil)
+	changed := h.result(owner.Check, a)
+	pause = h.pause(owner.Check, err == nil, m.opt.Traffic == nil || m.opt.Traffic(handle))
 	spared := err == nil && h.degraded != a.degraded
 	if spared {
 		h.degraded = a.degraded
 	}
-	if changed && err == nil && w.cluster.Rule.SlowStart != nil {
+	back := err == nil && !h.failing && w.detector != nil && w.detector.pardon(address)
+	if (changed && err == nil || back) && w.cluster.Rule.SlowStart != nil {
 		w.joined[address] = now
 	}
-	if changed || spared {
+	if changed || spared || back {
 		w.settle(now)
 	}
 	m.mu.Unlock()
 	m.count(Event{Handle: handle, Address: address, What: Attempt})
-	what := Success
-	if err != nil {
-		what = Failure
+	if err == nil {
+		m.count(Event{Handle: handle, Address: address, What: Success})
+	} else {
+		m.count(Event{Handle: handle, Address: address, What: Failure})
+		if !a.answered {
+			m.count(Event{Handle: handle, Address: address, What: NetworkFailure})
+		}
+		if owner.Check.LogFailures {
+			m.write(note{owner: owner, address: address, what: Failure, at: now})
+		}
 	}
-	m.count(Event{Handle: handle, Address: address, What: what})
 	if spared {
 		what := NoLongerDegraded
 		if a.degraded {
 			what = BecameDegraded
 		}
 		m.opt.Log.Info("a host's health check says how much it can take", "cluster", name, "host", address, "degraded", a.degraded)
-		m.count(Event{Handle: handle, Address: address, What: what})
-		m.write(note{owner, address, what, 0, now})
+		m.happened(note{owner: owner, address: address, what: what, at: now})
 	}
-	if !changed {
-		if spared {
-			m.tell(handle)
-		}
-		return
+	if back {
+		m.opt.Log.Info("a host that was ejected passes its health check", "cluster", name, "host", address)
+		m.happened(note{owner: owner, address: address, what: Unejected, at: now})
 	}
-	if err != nil {
+	if changed && err != nil {
 		m.opt.Log.Warn("a host fails its health check and takes no requests", "cluster", name, "host", address, "error", err)
-		m.count(Event{Handle: handle, Address: address, What: BecameUnhealthy})
-		m.write(note{owner, address, BecameUnhealthy, 0, now})
-	} else {
+		m.happened(note{owner: owner, address: address, what: BecameUnhealthy, at: now})
+	} else if changed {
 		m.opt.Log.Info("a host passes its health check again", "cluster", name, "host", address)
-		m.count(Event{Handle: handle, Address: address, What: BecameHealthy})
-		m.write(note{owner, address, BecameHealthy, 0, now})
+		m.happened(note{owner: owner, address: address, what: BecameHealthy, at: now})
 	}
-	m.tell(handle)
+	if changed || spared || back {
+		m.tell(handle)
+	}
+	return pause
 }
 
-// look has every detector look.
+// happened counts and writes down what changed for a host.
+func (m *Monitor) happened(n note) {
+	m.count(Event{Handle: n.owner.Handle, Address: n.address, What: n.what, Detail: n.detail})
+	m.write(n)
+}
+
+// look asks every detector, and whether hosts have said with an answer that they are not well.
 func (m *Monitor) look(now time.Time) {
-	var events []Event
-	var changed []cluster.Handle
 	var notes []note
+	var changed []cluster.Handle
 	m.mu.Lock()
 	for handle, w := range m.clusters {
-		if w.warm(now) {
-			changed = append(changed, handle)
-		}
-		if w.detector == nil {
-			continue
-		}
-		ejections, different := w.detector.look(w.cluster.Hosts, now)
-		for _, e := range ejections {
-			m.opt.Log.Warn("a host is ejected", "cluster", w.cluster.Name, "host", e.address, "rule", e.detail.String())
-			events = append(events, Event{handle, e.address, Ejected, e.detail})
-			notes = append(notes, note{w.cluster, e.address, Ejected, e.detail, now})
-		}
-		if different {
-			if w.cluster.Rule.SlowStart != nil {
-				for _, address := range w.detector.back {
+		before := len(notes)
+		notes = w.takeFails(notes, now)
+		different := len(notes) > before
+		if w.detector != nil {
+			found, ejected := w.detector.look(w.cluster.Hosts, now)
+			for _, f := range found {
+				notes = append(notes, note{w.cluster, f.address, f.what, f.rule, now})
+			}
+			for _, address := range w.detector.back {
+				notes = append(notes, note{owner: w.cluster, address: address, what: Unejected, at: now})
+				if w.cluster.Rule.SlowStart != nil {
 					w.joined[address] = now
 				}
 			}
-			for _, address := range w.detector.back {
-				events = append(events, Event{Handle: handle, Address: address, What: Unejected})
-				notes = append(notes, note{w.cluster, address, Unejected, 0, now})
-			}
+			different = different || ejected
+		}
+		if different {
 			w.settle(now)
+		}
+		if w.warm(now) || different {
 			changed = append(changed, handle)
 		}
 	}
 	m.mu.Unlock()
-	for _, e := range events {
-		m.count(e)
-	}
 	for _, n := range notes {
-		m.write(n)
+		switch n.what {
+		case Ejected:
+			m.opt.Log.Warn("a host is ejected", "cluster", n.owner.Name, "host", n.address, "rule", n.detail.String())
+		case PassiveFailure:
+			m.opt.Log.Warn("a host says that it takes no requests", "cluster", n.owner.Name, "host", n.address)
+		}
+		m.happened(n)
 	}
 	for _, handle := range changed {
 		m.tell(handle)
 	}
+}
+
+// takeFails takes the hosts out that have said so with an answer (x-envoy-immediate-health-check-fail); checks bring them back.
+func (w *watched) takeFails(notes []note, now time.Time) []note {
+	if w.cluster.Check == nil {
+		return notes
+	}
+	for _, member := range w.cluster.Hosts.Hosts {
+		h := w.hosts[member.Address]
+		if !member.TakeFail() || h == nil || h.failing {
+			continue
+		}
+		h.checked, h.failing, h.row = true, true, 0
+		notes = append(notes, note{owner: w.cluster, address: member.Address, what: PassiveFailure, at: now})
+		notes = append(notes, note{owner: w.cluster, address: member.Address, what: BecameUnhealthy, at: now})
+	}
+	return notes
 }
 
 func (m *Monitor) count(e Event) {

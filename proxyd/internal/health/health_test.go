@@ -51,6 +51,7 @@ type sick struct {
 	ill   map[string]bool
 	tired map[string]bool // well, and to be spared
 	asks  map[string]int
+	says  bool // the ill ones say so themselves
 	open  int
 }
 
@@ -84,14 +85,14 @@ type patient struct {
 	address string
 }
 
-func (p *patient) ask(context.Context) (bool, error) {
+func (p *patient) ask(context.Context) answer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asks[p.address]++
 	if p.ill[p.address] {
-		return false, errors.New("ill")
+		return answer{failed: errors.New("ill"), answered: p.says, decides: p.says}
 	}
-	return p.tired[p.address], nil
+	return answer{degraded: p.tired[p.address]}
 }
 
 func (p *patient) close() {
@@ -285,6 +286,10 @@ func TestComparisons(t *testing.T) {
 		{"too few hosts", &configv1.OutlierDetection{SuccessRateStdevFactor: 1900}, 4, 200, []int{0, 0, 0, 200}, nil},
 		{"too few requests", &configv1.OutlierDetection{SuccessRateStdevFactor: 1900}, 6, 99, []int{0, 0, 0, 0, 99, 0}, nil},
 		{"failure percentage", &configv1.OutlierDetection{FailurePercentage: 85}, 5, 60, []int{0, 50, 51, 1, 60}, []int{2, 4}},
+		{"success rate of few hosts and requests", &configv1.OutlierDetection{SuccessRateStdevFactor: 1000, SuccessRateMinimumHosts: 3, SuccessRateRequestVolume: 10}, 3, 10, []int{0, 8, 0}, []int{1}},
+		{"failure percentage of few hosts and requests", &configv1.OutlierDetection{FailurePercentage: 85, FailurePercentageMinimumHosts: 2, FailurePercentageRequestVolume: 10}, 2, 10, []int{9, 8}, []int{0}},
+		{"failure percentage of one host", &configv1.OutlierDetection{FailurePercentage: 85, FailurePercentageMinimumHosts: 2, FailurePercentageRequestVolume: 10}, 1, 10, []int{9}, nil},
+		{"not enforced", &configv1.OutlierDetection{FailurePercentage: 85, Enforcing: &configv1.OutlierEnforcing{FailurePercentage: new(uint32)}}, 5, 60, []int{0, 50, 51, 1, 60}, nil},
 		{"off", &configv1.OutlierDetection{}, 6, 200, []int{0, 0, 0, 0, 200, 0}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -465,7 +470,8 @@ func TestInherit(t *testing.T) {
 		first := newRig(ctx)
 		both := func(o *configv1.Cluster) {
 			checked(o)
-			o.OutlierDetection = &configv1.OutlierDetection{Consecutive_5Xx: 1}
+			never := false
+			o.OutlierDetection = &configv1.OutlierDetection{Consecutive_5Xx: 1, SuccessfulActiveHealthCheckUnejectHost: &never}
 		}
 		c := build(t, 4, both)
 		first.sick.set(address(1), true)

@@ -2,33 +2,12 @@ package health
 
 import (
 	"math"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"retinue.dev/proxyd/internal/cluster"
 )
-
-// The rules of success rate and failure percentage look at hosts with some traffic, in clusters with some of them. Envoy's
-// numbers.
-const (
-	fewestHosts       = 5
-	fewestForRate     = 100 // requests in an interval
-	fewestForFailures = 50
-)
-
-// Detail says by which rule a host was ejected.
-type Detail uint8
-
-// The rules, with Envoy's names.
-const (
-	Consecutive5xx Detail = iota
-	ConsecutiveGatewayFailure
-	SuccessRate
-	FailurePercentage
-)
-
-func (d Detail) String() string {
-	return [...]string{"consecutive_5xx", "consecutive_gateway_failure", "success_rate", "failure_percentage"}[d]
-}
 
 // outlier is what the detector keeps of one host.
 type outlier struct {
@@ -39,10 +18,11 @@ type outlier struct {
 	until     time.Time
 }
 
-// ejection is one verdict of a detector.
-type ejection struct {
+// finding is one thing that a detector found out about a host: Detected, and then Ejected, Overflowed or Unenforced.
+type finding struct {
 	address string
-	detail  Detail
+	what    What
+	rule    cluster.OutlierRule
 }
 
 // detector finds the outliers of one cluster. It is pure: whoever looks tells the time.
@@ -72,8 +52,8 @@ func (d *detector) set(members *cluster.HostSet) {
 	d.hosts = keep
 }
 
-// look takes the outcomes of now and returns who was ejected and whether anybody's state changed.
-func (d *detector) look(members *cluster.HostSet, now time.Time) (out []ejection, changed bool) {
+// look takes the outcomes of now and returns what it found, and whether anybody's state changed.
+func (d *detector) look(members *cluster.HostSet, now time.Time) (out []finding, changed bool) {
 	d.back = d.back[:0]
 	sums := make(map[string]cluster.Outcomes, len(members.Hosts))
 	for _, h := range members.Hosts {
@@ -86,107 +66,115 @@ func (d *detector) look(members *cluster.HostSet, now time.Time) (out []ejection
 		switch {
 		case o.ejected:
 		case sum.Trips5xx != o.seen.Trips5xx:
-			out = d.eject(out, h.Address, Consecutive5xx, now)
+			out = d.eject(out, h.Address, cluster.Consecutive5xx, now)
 		case sum.TripsGateway != o.seen.TripsGateway:
-			out = d.eject(out, h.Address, ConsecutiveGatewayFailure, now)
+			out = d.eject(out, h.Address, cluster.ConsecutiveGatewayFailure, now)
+		case sum.TripsLocal != o.seen.TripsLocal:
+			out = d.eject(out, h.Address, cluster.ConsecutiveLocalOriginFailure, now)
 		}
 		o.seen = sum
 	}
-	if now.Before(d.next) {
-		return out, len(out) > 0
-	}
-	d.next = now.Add(d.rule.Interval)
-	for address, o := range d.hosts {
-		switch {
-		case o.ejected && !now.Before(o.until):
-			o.ejected, changed = false, true
-			d.back = append(d.back, address)
-		case !o.ejected && o.ejections > 0 && now.Sub(o.until) > d.rule.Interval:
-			o.ejections--
+	if !now.Before(d.next) {
+		d.next = now.Add(d.rule.Interval)
+		for address, o := range d.hosts {
+			switch {
+			case o.ejected && !now.Before(o.until):
+				o.ejected = false
+				d.back = append(d.back, address)
+			case !o.ejected && o.ejections > 0 && now.Sub(o.until) > d.rule.Interval:
+				o.ejections--
+			}
+		}
+		out = d.compare(out, members, sums, now)
+		for address, o := range d.hosts {
+			o.start = sums[address]
 		}
 	}
-	out = d.compare(out, members, sums, now)
-	for address, o := range d.hosts {
-		o.start = sums[address]
-	}
-	return out, changed || len(out) > 0
+	return out, len(d.back) > 0 || slices.ContainsFunc(out, func(f finding) bool { return f.what == Ejected })
 }
 
-// compare holds the hosts of an interval against each other and against the failure percentage.
-func (d *detector) compare(out []ejection, members *cluster.HostSet, sums map[string]cluster.Outcomes, now time.Time) []ejection {
-	type rate struct {
-		address string
-		percent float64
-		total   uint64
-	}
-	var rates []rate
-	var sum float64
+// rate is how well a host did in an interval, in percent.
+type rate struct {
+	address string
+	percent float64
+}
+
+// rates are those of the hosts that take requests and had so many.
+func (d *detector) rates(members *cluster.HostSet, sums map[string]cluster.Outcomes, least uint64) (list []rate) {
 	for _, h := range members.Hosts {
 		o := d.hosts[h.Address]
 		if o == nil || o.ejected {
 			continue
 		}
-		total := sums[h.Address].Total - o.start.Total
-		if total < fewestForFailures {
-			continue
+		if total := sums[h.Address].Total - o.start.Total; total > 0 && total >= least {
+			failed := sums[h.Address].Failed - o.start.Failed
+			list = append(list, rate{h.Address, 100 * float64(total-failed) / float64(total)})
 		}
-		failed := sums[h.Address].Failed - o.start.Failed
-		rates = append(rates, rate{h.Address, 100 * float64(total-failed) / float64(total), total})
 	}
-	if p := d.rule.FailurePercentage; p > 0 && len(rates) >= fewestHosts {
-		for _, r := range rates {
-			if 100-r.percent >= float64(p) {
-				out = d.eject(out, r.address, FailurePercentage, now)
+	return list
+}
+
+// compare ejects hosts by their failures within the interval, and by their success rate beside the others'. Both look at what the
+// interval was; whoever one rule ejects is not the other's any more.
+func (d *detector) compare(out []finding, members *cluster.HostSet, sums map[string]cluster.Outcomes, now time.Time) []finding {
+	success := d.rates(members, sums, d.rule.SuccessRateRequests)
+	if p := d.rule.FailurePercentage; p > 0 {
+		if list := d.rates(members, sums, d.rule.FailurePercentageRequests); len(list) >= d.rule.FailurePercentageHosts {
+			for _, r := range list {
+				if 100-r.percent >= float64(p) {
+					out = d.eject(out, r.address, cluster.FailurePercentage, now)
+				}
 			}
 		}
 	}
-	if d.rule.SuccessRateStdevFactor == 0 {
+	if d.rule.SuccessRateStdevFactor == 0 || len(success) < d.rule.SuccessRateHosts {
 		return out
 	}
-	n := 0
-	for _, r := range rates {
-		if r.total >= fewestForRate {
-			rates[n] = r
-			sum += r.percent
-			n++
-		}
+	sum, squares := 0.0, 0.0
+	for _, r := range success {
+		sum += r.percent
 	}
-	if rates = rates[:n]; n < fewestHosts {
-		return out
-	}
-	mean, squares := sum/float64(n), 0.0
-	for _, r := range rates {
+	mean := sum / float64(len(success))
+	for _, r := range success {
 		squares += (r.percent - mean) * (r.percent - mean)
 	}
-	threshold := mean - math.Sqrt(squares/float64(n))*float64(d.rule.SuccessRateStdevFactor)/1000
-	for _, r := range rates {
-		if r.percent < threshold && !d.hosts[r.address].ejected {
-			out = d.eject(out, r.address, SuccessRate, now)
+	threshold := mean - math.Sqrt(squares/float64(len(success)))*float64(d.rule.SuccessRateStdevFactor)/1000
+	for _, r := range success {
+		if r.percent < threshold {
+			out = d.eject(out, r.address, cluster.SuccessRate, now)
 		}
 	}
 	return out
 }
 
-// eject takes a host out, unless so many are out already that it must stay; one may always be.
-func (d *detector) eject(out []ejection, address string, why Detail, now time.Time) []ejection {
+// eject takes a host out, unless the rule is not enforced this time, or so many are out already that it must stay.
+func (d *detector) eject(out []finding, address string, why cluster.OutlierRule, now time.Time) []finding {
 	o := d.hosts[address]
 	if o.ejected {
 		return out
 	}
-	ejected := 0
-	for _, other := range d.hosts {
-		if other.ejected {
-			ejected++
-		}
+	out = append(out, finding{address, Detected, why})
+	if rand.Uint32N(100) >= d.rule.Enforcing[why] {
+		return append(out, finding{address, Unenforced, why})
 	}
-	if d.rule.MaxEjectionPercent == 0 || ejected > 0 && 100*(ejected+1) > d.rule.MaxEjectionPercent*len(d.hosts) {
-		return out
+	if ejected := d.active(); 100*(ejected+1) > d.rule.MaxEjectionPercent*len(d.hosts) && (ejected > 0 || !d.rule.AlwaysEjectOne || d.rule.MaxEjectionPercent == 0) {
+		return append(out, finding{address, Overflowed, why})
 	}
 	o.ejected = true
 	o.ejections++
 	lasts := min(time.Duration(o.ejections)*d.rule.BaseEjection, max(d.rule.MaxEjection, d.rule.BaseEjection))
-	o.until = now.Add(lasts)
-	return append(out, ejection{address, why})
+	o.until = now.Add(lasts + upTo(d.rule.EjectionJitter))
+	return append(out, finding{address, Ejected, why})
+}
+
+// pardon ends an ejection early: a check has passed. It tells whether there was one that may be ended.
+func (d *detector) pardon(address string) bool {
+	o := d.hosts[address]
+	if !d.rule.UnejectOnCheck || o == nil || !o.ejected {
+		return false
+	}
+	o.ejected = false
+	return true
 }
 
 // inherit takes what another process knew of the hosts.

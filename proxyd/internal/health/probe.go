@@ -1,6 +1,7 @@
 package health
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -14,17 +15,18 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"retinue.dev/proxyd/internal/cluster"
 )
 
-// prober asks one host whether it is well, again and again, over a connection that it keeps where it can. nil is yes; degraded
-// tells that it should be spared all the same.
+// prober asks one host whether it is well, again and again, over a connection that it keeps where it can and may.
 type prober interface {
-	ask(ctx context.Context) (degraded bool, err error)
+	ask(ctx context.Context) answer
 	close()
 }
 
@@ -37,7 +39,7 @@ func newProber(owner *cluster.Cluster, h *cluster.Host, security *tls.Config) pr
 	dial := dialer(h, c.Port)
 	switch c.Kind {
 	case cluster.CheckTCP:
-		return &tcpProber{dial}
+		return &tcpProber{dial, c, security}
 	case cluster.CheckGRPC:
 		return newGRPC(c, owner.Name, dial, security)
 	}
@@ -138,15 +140,58 @@ func Transport(owner *cluster.Cluster, h *cluster.Host, port uint16, security *t
 const placeholder = "host"
 
 type tcpProber struct {
-	dial func(context.Context) (net.Conn, error)
+	dial     func(context.Context) (net.Conn, error)
+	check    *cluster.Check
+	security *tls.Config // of what is sent and received
 }
 
-func (p *tcpProber) ask(ctx context.Context) (bool, error) {
+func (p *tcpProber) ask(ctx context.Context) answer {
 	c, err := p.dial(ctx)
 	if err != nil {
-		return false, err
+		return answer{failed: err}
 	}
-	return false, c.Close()
+	defer c.Close()
+	if len(p.check.Send) == 0 && len(p.check.Receive) == 0 {
+		return answer{}
+	}
+	if p.security != nil {
+		secure := tls.Client(c, p.security)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return answer{failed: err}
+		}
+		c = secure
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = c.SetDeadline(deadline) // of a connection that is open
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	return answer{failed: p.talk(c)}
+}
+
+// talk sends, and reads until everything that is to be received has come, in its order.
+func (p *tcpProber) talk(c net.Conn) error {
+	if _, err := c.Write(p.check.Send); err != nil {
+		return err
+	}
+	got, piece := []byte(nil), make([]byte, 4<<10)
+	for _, want := range p.check.Receive {
+		for at := bytes.Index(got, want); ; at = bytes.Index(got, want) {
+			if at >= 0 {
+				got = got[at+len(want):]
+				break
+			}
+			if len(got) > keptBody {
+				return errors.New("the answer does not hold the expected bytes")
+			}
+			n, err := c.Read(piece)
+			got = append(got, piece[:n]...)
+			if err != nil && n == 0 {
+				return fmt.Errorf("the expected bytes did not come: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 func (p *tcpProber) close() {}
@@ -157,33 +202,45 @@ type httpProber struct {
 	check     *cluster.Check
 }
 
-func (p *httpProber) ask(ctx context.Context) (bool, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url, nil)
+func (p *httpProber) ask(ctx context.Context) answer {
+	if p.check.NewConnections {
+		defer p.transport.CloseIdleConnections()
+	}
+	request, err := http.NewRequestWithContext(ctx, p.check.Method, p.url, nil)
 	if err != nil {
-		return false, err
+		return answer{failed: err}
 	}
 	request.Host = p.host
 	request.Header.Set("User-Agent", "retinue/health-check")
+	for _, h := range p.check.Headers {
+		request.Header.Set(h[0], h[1])
+	}
 	response, err := p.transport.RoundTrip(request)
 	if err != nil {
-		return false, err
+		return answer{failed: err}
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, keptBody))
-	switch {
-	case err != nil:
-		return false, err
-	case !slices.Contains(p.check.Statuses, response.StatusCode):
-		return false, fmt.Errorf("status %d", response.StatusCode)
-	case p.check.Body != "" && !strings.Contains(string(body), p.check.Body):
-		return false, errors.New("the answer does not hold the expected text")
-	}
 	_, degraded := response.Header[degradedHeader]
-	return degraded, nil
+	_, fails := response.Header[failHeader]
+	switch code := response.StatusCode; {
+	case err != nil:
+		return answer{failed: err}
+	case fails:
+		return answer{failed: errors.New("the answer says x-envoy-immediate-health-check-fail"), answered: true, decides: true}
+	case !slices.Contains(p.check.Statuses, code):
+		return answer{failed: fmt.Errorf("status %d", code), answered: true, decides: !slices.Contains(p.check.Retriable, code)}
+	case p.check.Body != "" && !strings.Contains(string(body), p.check.Body):
+		return answer{failed: errors.New("the answer does not hold the expected text"), answered: true, decides: true}
+	}
+	return answer{degraded: degraded}
 }
 
-// degradedHeader is Envoy's, in net/http's spelling.
-const degradedHeader = "X-Envoy-Degraded"
+// Envoy's headers of answers, in net/http's spelling.
+const (
+	degradedHeader = "X-Envoy-Degraded"
+	failHeader     = "X-Envoy-Immediate-Health-Check-Fail"
+)
 
 func (p *httpProber) close() { p.transport.CloseIdleConnections() }
 
@@ -191,6 +248,7 @@ type grpcProber struct {
 	conn    *grpc.ClientConn
 	service string
 	failed  error
+	begin   func() (*grpc.ClientConn, error) // for each check, where connections are not kept; else nil
 }
 
 // ownAuthority lets the call's authority be another name than the one that the certificate is for, as it is for requests.
@@ -223,23 +281,40 @@ func newGRPC(c *cluster.Check, name string, dial func(context.Context) (net.Conn
 	if authority == "" {
 		authority = name
 	}
-	conn, err := grpc.NewClient("passthrough:///"+placeholder, grpc.WithTransportCredentials(transport), grpc.WithAuthority(authority),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }))
+	begin := func() (*grpc.ClientConn, error) {
+		return grpc.NewClient("passthrough:///"+placeholder, grpc.WithTransportCredentials(transport), grpc.WithAuthority(authority),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }))
+	}
+	if c.NewConnections {
+		return &grpcProber{service: c.Service, begin: begin}
+	}
+	conn, err := begin()
 	return &grpcProber{conn: conn, service: c.Service, failed: err}
 }
 
-func (p *grpcProber) ask(ctx context.Context) (bool, error) {
+func (p *grpcProber) ask(ctx context.Context) answer {
+	conn := p.conn
+	if p.begin != nil {
+		made, err := p.begin()
+		if err != nil {
+			return answer{failed: err}
+		}
+		defer made.Close()
+		conn = made
+	}
 	if p.failed != nil {
-		return false, p.failed
+		return answer{failed: p.failed}
 	}
-	reply, err := grpc_health_v1.NewHealthClient(p.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: p.service}, grpc.WaitForReady(false))
-	if err != nil {
-		return false, err
+	reply, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: p.service}, grpc.WaitForReady(false))
+	switch code := status.Code(err); {
+	case code == codes.Unavailable, code == codes.DeadlineExceeded, code == codes.Canceled: // there may be no server
+		return answer{failed: err}
+	case err != nil:
+		return answer{failed: err, answered: true, decides: true}
+	case reply.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING:
+		return answer{failed: errors.New(reply.GetStatus().String()), answered: true, decides: true}
 	}
-	if reply.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		return false, errors.New(reply.GetStatus().String())
-	}
-	return false, nil
+	return answer{}
 }
 
 func (p *grpcProber) close() {

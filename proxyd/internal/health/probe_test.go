@@ -32,8 +32,7 @@ func asks(t *testing.T, address, protocol string, check *configv1.HealthCheck, s
 	defer p.close()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	_, err = p.ask(ctx)
-	return err
+	return p.ask(ctx).failed
 }
 
 func httpCheck(h *configv1.HttpCheck) *configv1.HealthCheck {
@@ -180,8 +179,8 @@ func TestLogicalHostIsAskedWhereItIs(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		if _, err := p.ask(ctx); (err == nil) != step.well {
-			t.Errorf("at %v: %v", step.addresses, err)
+		if a := p.ask(ctx); (a.failed == nil) != step.well {
+			t.Errorf("at %v: %v", step.addresses, a.failed)
 		}
 		cancel()
 	}

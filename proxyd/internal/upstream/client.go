@@ -341,7 +341,7 @@ func (c *client) onHead(data []byte) int {
 	}
 	c.headSeen = true
 	c.keepAlive = h.KeepAlive
-	c.host.countStatus(c.response.Status)
+	c.host.countStatus(&c.response)
 	c.tunnel = h.Framing == http1.Tunnel
 	c.body.Init(&h, &c.trailers, nil, http1.Upstream)
 	if err := http1.StripHopByHop(&c.response.Block, c.tunnel, http1.Upstream); err != nil {

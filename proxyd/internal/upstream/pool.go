@@ -6,6 +6,7 @@ import (
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/counters"
+	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/stream"
 )
 
@@ -500,7 +501,11 @@ func (h *host) countPause(pause bool) {
 	h.pool.cells[counters.ClusterUpstreamFlowControlResumedReadingTotal]++
 }
 
-func (h *host) countStatus(status int) {
+func (h *host) countStatus(head *header.Response) {
+	status := head.Status
+	if h.pool.config.Check != nil && head.Has(header.XEnvoyImmediateHealthCheckFail) {
+		h.host.Fail()
+	}
 	h.record(status)
 	if class := status / 100; class >= 1 && class <= 5 {
 		h.pool.cells[counters.ClusterUpstreamRqXX+class-1]++

@@ -242,7 +242,7 @@ func (c *frames) OnHeaders(st *http2.Stream, block []byte, end bool) *hpack.Erro
 	if failed := http1.StripHopByHop(&r.response.Block, false, http1.Upstream); failed != nil {
 		return &hpack.Error{Detail: failed.Detail}
 	}
-	c.host.countStatus(status)
+	c.host.countStatus(&r.response)
 	if r.decoder == nil {
 		return nil
 	}

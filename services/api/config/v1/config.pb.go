@@ -603,7 +603,7 @@ func (x StatsPush_Format) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatsPush_Format.Descriptor instead.
 func (StatsPush_Format) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113, 0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114, 0}
 }
 
 type WatchRequest struct {
@@ -6398,15 +6398,25 @@ type HealthCheck struct {
 	//	*HealthCheck_Http
 	//	*HealthCheck_Tcp
 	//	*HealthCheck_Grpc
-	Kind               isHealthCheck_Kind `protobuf_oneof:"kind"`
-	IntervalMs         int64              `protobuf:"varint,4,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`                         // default 5 000
-	TimeoutMs          int64              `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`                            // default 1 000
-	HealthyThreshold   uint32             `protobuf:"varint,6,opt,name=healthy_threshold,json=healthyThreshold,proto3" json:"healthy_threshold,omitempty"`       // default 2
-	UnhealthyThreshold uint32             `protobuf:"varint,7,opt,name=unhealthy_threshold,json=unhealthyThreshold,proto3" json:"unhealthy_threshold,omitempty"` // default 3
-	Port               uint32             `protobuf:"varint,8,opt,name=port,proto3" json:"port,omitempty"`                                                       // 0: the endpoint's
-	EventLog           string             `protobuf:"bytes,40,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`                               // file that gets a line of JSON for each change; "" none
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	Kind                       isHealthCheck_Kind `protobuf_oneof:"kind"`
+	IntervalMs                 int64              `protobuf:"varint,4,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`                                                        // default 5 000
+	TimeoutMs                  int64              `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`                                                           // default 1 000
+	HealthyThreshold           uint32             `protobuf:"varint,6,opt,name=healthy_threshold,json=healthyThreshold,proto3" json:"healthy_threshold,omitempty"`                                      // default 2
+	UnhealthyThreshold         uint32             `protobuf:"varint,7,opt,name=unhealthy_threshold,json=unhealthyThreshold,proto3" json:"unhealthy_threshold,omitempty"`                                // default 3
+	Port                       uint32             `protobuf:"varint,8,opt,name=port,proto3" json:"port,omitempty"`                                                                                      // 0: the endpoint's
+	EventLog                   string             `protobuf:"bytes,40,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`                                                              // file that gets a line of JSON for each change; "" none
+	IntervalJitterMs           int64              `protobuf:"varint,60,opt,name=interval_jitter_ms,json=intervalJitterMs,proto3" json:"interval_jitter_ms,omitempty"`                                   // longest addition to an interval; default 0
+	IntervalJitterPercent      *uint32            `protobuf:"varint,61,opt,name=interval_jitter_percent,json=intervalJitterPercent,proto3,oneof" json:"interval_jitter_percent,omitempty"`              // likewise, of the interval; default 10
+	InitialJitterMs            int64              `protobuf:"varint,62,opt,name=initial_jitter_ms,json=initialJitterMs,proto3" json:"initial_jitter_ms,omitempty"`                                      // longest wait before the first check; default 0
+	UnhealthyIntervalMs        int64              `protobuf:"varint,63,opt,name=unhealthy_interval_ms,json=unhealthyIntervalMs,proto3" json:"unhealthy_interval_ms,omitempty"`                          // after a failed check; default interval
+	UnhealthyEdgeIntervalMs    int64              `protobuf:"varint,64,opt,name=unhealthy_edge_interval_ms,json=unhealthyEdgeIntervalMs,proto3" json:"unhealthy_edge_interval_ms,omitempty"`            // after one of those that will take a host out; default unhealthy_interval
+	HealthyEdgeIntervalMs      int64              `protobuf:"varint,65,opt,name=healthy_edge_interval_ms,json=healthyEdgeIntervalMs,proto3" json:"healthy_edge_interval_ms,omitempty"`                  // after one of those that will bring a host back; default interval
+	NoTrafficIntervalMs        int64              `protobuf:"varint,66,opt,name=no_traffic_interval_ms,json=noTrafficIntervalMs,proto3" json:"no_traffic_interval_ms,omitempty"`                        // while the cluster never had a connection; 0: as if it had
+	NoTrafficHealthyIntervalMs int64              `protobuf:"varint,67,opt,name=no_traffic_healthy_interval_ms,json=noTrafficHealthyIntervalMs,proto3" json:"no_traffic_healthy_interval_ms,omitempty"` // likewise, of a healthy host; default no_traffic_interval
+	AlwaysLogFailures          bool               `protobuf:"varint,68,opt,name=always_log_failures,json=alwaysLogFailures,proto3" json:"always_log_failures,omitempty"`                                // each failed check is a line of the event log
+	ReuseConnection            *bool              `protobuf:"varint,69,opt,name=reuse_connection,json=reuseConnection,proto3,oneof" json:"reuse_connection,omitempty"`                                  // default true
+	unknownFields              protoimpl.UnknownFields
+	sizeCache                  protoimpl.SizeCache
 }
 
 func (x *HealthCheck) Reset() {
@@ -6515,6 +6525,76 @@ func (x *HealthCheck) GetEventLog() string {
 	return ""
 }
 
+func (x *HealthCheck) GetIntervalJitterMs() int64 {
+	if x != nil {
+		return x.IntervalJitterMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetIntervalJitterPercent() uint32 {
+	if x != nil && x.IntervalJitterPercent != nil {
+		return *x.IntervalJitterPercent
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetInitialJitterMs() int64 {
+	if x != nil {
+		return x.InitialJitterMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetUnhealthyIntervalMs() int64 {
+	if x != nil {
+		return x.UnhealthyIntervalMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetUnhealthyEdgeIntervalMs() int64 {
+	if x != nil {
+		return x.UnhealthyEdgeIntervalMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetHealthyEdgeIntervalMs() int64 {
+	if x != nil {
+		return x.HealthyEdgeIntervalMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetNoTrafficIntervalMs() int64 {
+	if x != nil {
+		return x.NoTrafficIntervalMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetNoTrafficHealthyIntervalMs() int64 {
+	if x != nil {
+		return x.NoTrafficHealthyIntervalMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetAlwaysLogFailures() bool {
+	if x != nil {
+		return x.AlwaysLogFailures
+	}
+	return false
+}
+
+func (x *HealthCheck) GetReuseConnection() bool {
+	if x != nil && x.ReuseConnection != nil {
+		return *x.ReuseConnection
+	}
+	return false
+}
+
 type isHealthCheck_Kind interface {
 	isHealthCheck_Kind()
 }
@@ -6538,13 +6618,16 @@ func (*HealthCheck_Tcp) isHealthCheck_Kind() {}
 func (*HealthCheck_Grpc) isHealthCheck_Kind() {}
 
 type HttpCheck struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`                 // default "/"
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`                 // default the cluster's name
-	Statuses      []uint32               `protobuf:"varint,3,rep,packed,name=statuses,proto3" json:"statuses,omitempty"` // default 200
-	Body          string                 `protobuf:"bytes,4,opt,name=body,proto3" json:"body,omitempty"`                 // text that the answer holds; "" any
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Path              string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`                                                             // default "/"
+	Host              string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`                                                             // default the cluster's name
+	Statuses          []uint32               `protobuf:"varint,3,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`                                             // default 200
+	Body              string                 `protobuf:"bytes,4,opt,name=body,proto3" json:"body,omitempty"`                                                             // text that the answer holds; "" any
+	RetriableStatuses []uint32               `protobuf:"varint,60,rep,packed,name=retriable_statuses,json=retriableStatuses,proto3" json:"retriable_statuses,omitempty"` // failures that count towards unhealthy_threshold; others of an answer decide at once
+	Method            string                 `protobuf:"bytes,61,opt,name=method,proto3" json:"method,omitempty"`                                                        // default GET
+	RequestHeaders    []*Header              `protobuf:"bytes,62,rep,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`                  // set, as they are
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *HttpCheck) Reset() {
@@ -6605,8 +6688,32 @@ func (x *HttpCheck) GetBody() string {
 	return ""
 }
 
+func (x *HttpCheck) GetRetriableStatuses() []uint32 {
+	if x != nil {
+		return x.RetriableStatuses
+	}
+	return nil
+}
+
+func (x *HttpCheck) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *HttpCheck) GetRequestHeaders() []*Header {
+	if x != nil {
+		return x.RequestHeaders
+	}
+	return nil
+}
+
+// TcpCheck connects. With something to receive it is well once each of these has come, in this order; bytes between them mean nothing.
 type TcpCheck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Send          []byte                 `protobuf:"bytes,60,opt,name=send,proto3" json:"send,omitempty"`
+	Receive       [][]byte               `protobuf:"bytes,61,rep,name=receive,proto3" json:"receive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6639,6 +6746,20 @@ func (x *TcpCheck) ProtoReflect() protoreflect.Message {
 // Deprecated: Use TcpCheck.ProtoReflect.Descriptor instead.
 func (*TcpCheck) Descriptor() ([]byte, []int) {
 	return file_config_v1_config_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *TcpCheck) GetSend() []byte {
+	if x != nil {
+		return x.Send
+	}
+	return nil
+}
+
+func (x *TcpCheck) GetReceive() [][]byte {
+	if x != nil {
+		return x.Receive
+	}
+	return nil
 }
 
 type GrpcCheck struct {
@@ -6695,18 +6816,28 @@ func (x *GrpcCheck) GetAuthority() string {
 
 // OutlierDetection ejects endpoints that fail. Names and numbers are Envoy's; runs of failures are counted in each worker.
 type OutlierDetection struct {
-	state                     protoimpl.MessageState `protogen:"open.v1"`
-	Consecutive_5Xx           uint32                 `protobuf:"varint,1,opt,name=consecutive_5xx,json=consecutive5xx,proto3" json:"consecutive_5xx,omitempty"`                                    // 0 off
-	ConsecutiveGatewayFailure uint32                 `protobuf:"varint,2,opt,name=consecutive_gateway_failure,json=consecutiveGatewayFailure,proto3" json:"consecutive_gateway_failure,omitempty"` // 0 off
-	SuccessRateStdevFactor    uint32                 `protobuf:"varint,3,opt,name=success_rate_stdev_factor,json=successRateStdevFactor,proto3" json:"success_rate_stdev_factor,omitempty"`        // thousandths; 0 off
-	FailurePercentage         uint32                 `protobuf:"varint,4,opt,name=failure_percentage,json=failurePercentage,proto3" json:"failure_percentage,omitempty"`                           // 0 off
-	IntervalMs                int64                  `protobuf:"varint,5,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`                                                // default 10 000
-	BaseEjectionMs            int64                  `protobuf:"varint,6,opt,name=base_ejection_ms,json=baseEjectionMs,proto3" json:"base_ejection_ms,omitempty"`                                  // default 30 000
-	MaxEjectionMs             int64                  `protobuf:"varint,7,opt,name=max_ejection_ms,json=maxEjectionMs,proto3" json:"max_ejection_ms,omitempty"`                                     // default 300 000
-	MaxEjectionPercent        *uint32                `protobuf:"varint,8,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3,oneof" json:"max_ejection_percent,omitempty"`                // default 10
-	EventLog                  string                 `protobuf:"bytes,40,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`                                                      // file that gets a line of JSON for each ejection and its end; "" none
-	unknownFields             protoimpl.UnknownFields
-	sizeCache                 protoimpl.SizeCache
+	state                                  protoimpl.MessageState `protogen:"open.v1"`
+	Consecutive_5Xx                        uint32                 `protobuf:"varint,1,opt,name=consecutive_5xx,json=consecutive5xx,proto3" json:"consecutive_5xx,omitempty"`                                                                                        // 0 off
+	ConsecutiveGatewayFailure              uint32                 `protobuf:"varint,2,opt,name=consecutive_gateway_failure,json=consecutiveGatewayFailure,proto3" json:"consecutive_gateway_failure,omitempty"`                                                     // 0 off
+	SuccessRateStdevFactor                 uint32                 `protobuf:"varint,3,opt,name=success_rate_stdev_factor,json=successRateStdevFactor,proto3" json:"success_rate_stdev_factor,omitempty"`                                                            // thousandths; 0 off
+	FailurePercentage                      uint32                 `protobuf:"varint,4,opt,name=failure_percentage,json=failurePercentage,proto3" json:"failure_percentage,omitempty"`                                                                               // 0 off
+	IntervalMs                             int64                  `protobuf:"varint,5,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`                                                                                                    // default 10 000
+	BaseEjectionMs                         int64                  `protobuf:"varint,6,opt,name=base_ejection_ms,json=baseEjectionMs,proto3" json:"base_ejection_ms,omitempty"`                                                                                      // default 30 000
+	MaxEjectionMs                          int64                  `protobuf:"varint,7,opt,name=max_ejection_ms,json=maxEjectionMs,proto3" json:"max_ejection_ms,omitempty"`                                                                                         // default 300 000
+	MaxEjectionPercent                     *uint32                `protobuf:"varint,8,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3,oneof" json:"max_ejection_percent,omitempty"`                                                                    // default 10
+	EventLog                               string                 `protobuf:"bytes,40,opt,name=event_log,json=eventLog,proto3" json:"event_log,omitempty"`                                                                                                          // file that gets a line of JSON for each ejection and its end; "" none
+	SuccessRateMinimumHosts                uint32                 `protobuf:"varint,60,opt,name=success_rate_minimum_hosts,json=successRateMinimumHosts,proto3" json:"success_rate_minimum_hosts,omitempty"`                                                        // default 5
+	SuccessRateRequestVolume               uint32                 `protobuf:"varint,61,opt,name=success_rate_request_volume,json=successRateRequestVolume,proto3" json:"success_rate_request_volume,omitempty"`                                                     // in an interval; default 100
+	FailurePercentageMinimumHosts          uint32                 `protobuf:"varint,62,opt,name=failure_percentage_minimum_hosts,json=failurePercentageMinimumHosts,proto3" json:"failure_percentage_minimum_hosts,omitempty"`                                      // default 5
+	FailurePercentageRequestVolume         uint32                 `protobuf:"varint,63,opt,name=failure_percentage_request_volume,json=failurePercentageRequestVolume,proto3" json:"failure_percentage_request_volume,omitempty"`                                   // default 50
+	Enforcing                              *OutlierEnforcing      `protobuf:"bytes,64,opt,name=enforcing,proto3" json:"enforcing,omitempty"`                                                                                                                        // unset: everything that is found is enforced
+	MaxEjectionJitterMs                    int64                  `protobuf:"varint,65,opt,name=max_ejection_jitter_ms,json=maxEjectionJitterMs,proto3" json:"max_ejection_jitter_ms,omitempty"`                                                                    // longest addition to an ejection; default 0
+	AlwaysEjectOneHost                     *bool                  `protobuf:"varint,66,opt,name=always_eject_one_host,json=alwaysEjectOneHost,proto3,oneof" json:"always_eject_one_host,omitempty"`                                                                 // whatever max_ejection_percent says; default true
+	SuccessfulActiveHealthCheckUnejectHost *bool                  `protobuf:"varint,67,opt,name=successful_active_health_check_uneject_host,json=successfulActiveHealthCheckUnejectHost,proto3,oneof" json:"successful_active_health_check_uneject_host,omitempty"` // default true
+	SplitExternalLocalOriginErrors         bool                   `protobuf:"varint,68,opt,name=split_external_local_origin_errors,json=splitExternalLocalOriginErrors,proto3" json:"split_external_local_origin_errors,omitempty"`                                 // what is no answer is no 5xx, but of local origin
+	ConsecutiveLocalOriginFailure          uint32                 `protobuf:"varint,69,opt,name=consecutive_local_origin_failure,json=consecutiveLocalOriginFailure,proto3" json:"consecutive_local_origin_failure,omitempty"`                                      // with the split; 0: off
+	unknownFields                          protoimpl.UnknownFields
+	sizeCache                              protoimpl.SizeCache
 }
 
 func (x *OutlierDetection) Reset() {
@@ -6802,6 +6933,153 @@ func (x *OutlierDetection) GetEventLog() string {
 	return ""
 }
 
+func (x *OutlierDetection) GetSuccessRateMinimumHosts() uint32 {
+	if x != nil {
+		return x.SuccessRateMinimumHosts
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetSuccessRateRequestVolume() uint32 {
+	if x != nil {
+		return x.SuccessRateRequestVolume
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetFailurePercentageMinimumHosts() uint32 {
+	if x != nil {
+		return x.FailurePercentageMinimumHosts
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetFailurePercentageRequestVolume() uint32 {
+	if x != nil {
+		return x.FailurePercentageRequestVolume
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetEnforcing() *OutlierEnforcing {
+	if x != nil {
+		return x.Enforcing
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetMaxEjectionJitterMs() int64 {
+	if x != nil {
+		return x.MaxEjectionJitterMs
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetAlwaysEjectOneHost() bool {
+	if x != nil && x.AlwaysEjectOneHost != nil {
+		return *x.AlwaysEjectOneHost
+	}
+	return false
+}
+
+func (x *OutlierDetection) GetSuccessfulActiveHealthCheckUnejectHost() bool {
+	if x != nil && x.SuccessfulActiveHealthCheckUnejectHost != nil {
+		return *x.SuccessfulActiveHealthCheckUnejectHost
+	}
+	return false
+}
+
+func (x *OutlierDetection) GetSplitExternalLocalOriginErrors() bool {
+	if x != nil {
+		return x.SplitExternalLocalOriginErrors
+	}
+	return false
+}
+
+func (x *OutlierDetection) GetConsecutiveLocalOriginFailure() uint32 {
+	if x != nil {
+		return x.ConsecutiveLocalOriginFailure
+	}
+	return 0
+}
+
+// OutlierEnforcing is how many percent of what is found lead to an ejection; the rest is counted as detected. Default 100.
+type OutlierEnforcing struct {
+	state                         protoimpl.MessageState `protogen:"open.v1"`
+	Consecutive_5Xx               *uint32                `protobuf:"varint,1,opt,name=consecutive_5xx,json=consecutive5xx,proto3,oneof" json:"consecutive_5xx,omitempty"`
+	ConsecutiveGatewayFailure     *uint32                `protobuf:"varint,2,opt,name=consecutive_gateway_failure,json=consecutiveGatewayFailure,proto3,oneof" json:"consecutive_gateway_failure,omitempty"`
+	SuccessRate                   *uint32                `protobuf:"varint,3,opt,name=success_rate,json=successRate,proto3,oneof" json:"success_rate,omitempty"`
+	FailurePercentage             *uint32                `protobuf:"varint,4,opt,name=failure_percentage,json=failurePercentage,proto3,oneof" json:"failure_percentage,omitempty"`
+	ConsecutiveLocalOriginFailure *uint32                `protobuf:"varint,5,opt,name=consecutive_local_origin_failure,json=consecutiveLocalOriginFailure,proto3,oneof" json:"consecutive_local_origin_failure,omitempty"`
+	unknownFields                 protoimpl.UnknownFields
+	sizeCache                     protoimpl.SizeCache
+}
+
+func (x *OutlierEnforcing) Reset() {
+	*x = OutlierEnforcing{}
+	mi := &file_config_v1_config_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutlierEnforcing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutlierEnforcing) ProtoMessage() {}
+
+func (x *OutlierEnforcing) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutlierEnforcing.ProtoReflect.Descriptor instead.
+func (*OutlierEnforcing) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *OutlierEnforcing) GetConsecutive_5Xx() uint32 {
+	if x != nil && x.Consecutive_5Xx != nil {
+		return *x.Consecutive_5Xx
+	}
+	return 0
+}
+
+func (x *OutlierEnforcing) GetConsecutiveGatewayFailure() uint32 {
+	if x != nil && x.ConsecutiveGatewayFailure != nil {
+		return *x.ConsecutiveGatewayFailure
+	}
+	return 0
+}
+
+func (x *OutlierEnforcing) GetSuccessRate() uint32 {
+	if x != nil && x.SuccessRate != nil {
+		return *x.SuccessRate
+	}
+	return 0
+}
+
+func (x *OutlierEnforcing) GetFailurePercentage() uint32 {
+	if x != nil && x.FailurePercentage != nil {
+		return *x.FailurePercentage
+	}
+	return 0
+}
+
+func (x *OutlierEnforcing) GetConsecutiveLocalOriginFailure() uint32 {
+	if x != nil && x.ConsecutiveLocalOriginFailure != nil {
+		return *x.ConsecutiveLocalOriginFailure
+	}
+	return 0
+}
+
 // Discovery is configd's own business: proxyd reads only what WatchEndpoints brings. It stands in the snapshot so that a
 // roll-back brings it back.
 type Discovery struct {
@@ -6817,7 +7095,7 @@ type Discovery struct {
 
 func (x *Discovery) Reset() {
 	*x = Discovery{}
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6829,7 +7107,7 @@ func (x *Discovery) String() string {
 func (*Discovery) ProtoMessage() {}
 
 func (x *Discovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[71]
+	mi := &file_config_v1_config_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6842,7 +7120,7 @@ func (x *Discovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
 func (*Discovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{71}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Discovery) GetKind() isDiscovery_Kind {
@@ -6902,7 +7180,7 @@ type DnsDiscovery struct {
 
 func (x *DnsDiscovery) Reset() {
 	*x = DnsDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6914,7 +7192,7 @@ func (x *DnsDiscovery) String() string {
 func (*DnsDiscovery) ProtoMessage() {}
 
 func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[72]
+	mi := &file_config_v1_config_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6927,7 +7205,7 @@ func (x *DnsDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsDiscovery.ProtoReflect.Descriptor instead.
 func (*DnsDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{72}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *DnsDiscovery) GetHost() string {
@@ -6995,7 +7273,7 @@ type FileDiscovery struct {
 
 func (x *FileDiscovery) Reset() {
 	*x = FileDiscovery{}
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7007,7 +7285,7 @@ func (x *FileDiscovery) String() string {
 func (*FileDiscovery) ProtoMessage() {}
 
 func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[73]
+	mi := &file_config_v1_config_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7020,7 +7298,7 @@ func (x *FileDiscovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileDiscovery.ProtoReflect.Descriptor instead.
 func (*FileDiscovery) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{73}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *FileDiscovery) GetPath() string {
@@ -7047,7 +7325,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7059,7 +7337,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[74]
+	mi := &file_config_v1_config_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7072,7 +7350,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{74}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -7140,7 +7418,7 @@ type CircuitBreaker struct {
 
 func (x *CircuitBreaker) Reset() {
 	*x = CircuitBreaker{}
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7152,7 +7430,7 @@ func (x *CircuitBreaker) String() string {
 func (*CircuitBreaker) ProtoMessage() {}
 
 func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[75]
+	mi := &file_config_v1_config_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7165,7 +7443,7 @@ func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
 func (*CircuitBreaker) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{75}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CircuitBreaker) GetMaxConnections() uint32 {
@@ -7229,7 +7507,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7241,7 +7519,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[76]
+	mi := &file_config_v1_config_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7254,7 +7532,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{76}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *AccessLog) GetName() string {
@@ -7295,7 +7573,7 @@ type JsonField struct {
 
 func (x *JsonField) Reset() {
 	*x = JsonField{}
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7307,7 +7585,7 @@ func (x *JsonField) String() string {
 func (*JsonField) ProtoMessage() {}
 
 func (x *JsonField) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[77]
+	mi := &file_config_v1_config_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7320,7 +7598,7 @@ func (x *JsonField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonField.ProtoReflect.Descriptor instead.
 func (*JsonField) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{77}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *JsonField) GetName() string {
@@ -7358,7 +7636,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7370,7 +7648,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[78]
+	mi := &file_config_v1_config_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7383,7 +7661,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{78}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Plugin) GetName() string {
@@ -7482,7 +7760,7 @@ type FilterUse struct {
 
 func (x *FilterUse) Reset() {
 	*x = FilterUse{}
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7494,7 +7772,7 @@ func (x *FilterUse) String() string {
 func (*FilterUse) ProtoMessage() {}
 
 func (x *FilterUse) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[79]
+	mi := &file_config_v1_config_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7507,7 +7785,7 @@ func (x *FilterUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterUse.ProtoReflect.Descriptor instead.
 func (*FilterUse) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{79}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *FilterUse) GetPlugin() string {
@@ -7560,7 +7838,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7572,7 +7850,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[80]
+	mi := &file_config_v1_config_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7585,7 +7863,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{80}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Filter) GetName() string {
@@ -7866,7 +8144,7 @@ type ExtAuthzFilter struct {
 
 func (x *ExtAuthzFilter) Reset() {
 	*x = ExtAuthzFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7878,7 +8156,7 @@ func (x *ExtAuthzFilter) String() string {
 func (*ExtAuthzFilter) ProtoMessage() {}
 
 func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[81]
+	mi := &file_config_v1_config_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7891,7 +8169,7 @@ func (x *ExtAuthzFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtAuthzFilter.ProtoReflect.Descriptor instead.
 func (*ExtAuthzFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{81}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ExtAuthzFilter) GetCluster() string {
@@ -8042,7 +8320,7 @@ type GlobalRateLimitFilter struct {
 
 func (x *GlobalRateLimitFilter) Reset() {
 	*x = GlobalRateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8054,7 +8332,7 @@ func (x *GlobalRateLimitFilter) String() string {
 func (*GlobalRateLimitFilter) ProtoMessage() {}
 
 func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[82]
+	mi := &file_config_v1_config_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8067,7 +8345,7 @@ func (x *GlobalRateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GlobalRateLimitFilter.ProtoReflect.Descriptor instead.
 func (*GlobalRateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{82}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GlobalRateLimitFilter) GetCluster() string {
@@ -8167,7 +8445,7 @@ type RateLimitDescriptor struct {
 
 func (x *RateLimitDescriptor) Reset() {
 	*x = RateLimitDescriptor{}
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8179,7 +8457,7 @@ func (x *RateLimitDescriptor) String() string {
 func (*RateLimitDescriptor) ProtoMessage() {}
 
 func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[83]
+	mi := &file_config_v1_config_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8192,7 +8470,7 @@ func (x *RateLimitDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitDescriptor.ProtoReflect.Descriptor instead.
 func (*RateLimitDescriptor) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{83}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RateLimitDescriptor) GetActions() []*RateLimitAction {
@@ -8244,7 +8522,7 @@ type RateLimitAction struct {
 
 func (x *RateLimitAction) Reset() {
 	*x = RateLimitAction{}
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8256,7 +8534,7 @@ func (x *RateLimitAction) String() string {
 func (*RateLimitAction) ProtoMessage() {}
 
 func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[84]
+	mi := &file_config_v1_config_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8269,7 +8547,7 @@ func (x *RateLimitAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitAction.ProtoReflect.Descriptor instead.
 func (*RateLimitAction) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{84}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RateLimitAction) GetKey() string {
@@ -8414,7 +8692,7 @@ type AddressMask struct {
 
 func (x *AddressMask) Reset() {
 	*x = AddressMask{}
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8426,7 +8704,7 @@ func (x *AddressMask) String() string {
 func (*AddressMask) ProtoMessage() {}
 
 func (x *AddressMask) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[85]
+	mi := &file_config_v1_config_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8439,7 +8717,7 @@ func (x *AddressMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMask.ProtoReflect.Descriptor instead.
 func (*AddressMask) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{85}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *AddressMask) GetWhole() bool {
@@ -8474,7 +8752,7 @@ type RateLimitMatch struct {
 
 func (x *RateLimitMatch) Reset() {
 	*x = RateLimitMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8486,7 +8764,7 @@ func (x *RateLimitMatch) String() string {
 func (*RateLimitMatch) ProtoMessage() {}
 
 func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[86]
+	mi := &file_config_v1_config_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8499,7 +8777,7 @@ func (x *RateLimitMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitMatch.ProtoReflect.Descriptor instead.
 func (*RateLimitMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{86}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RateLimitMatch) GetValue() string {
@@ -8539,7 +8817,7 @@ type JwtFilter struct {
 
 func (x *JwtFilter) Reset() {
 	*x = JwtFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8551,7 +8829,7 @@ func (x *JwtFilter) String() string {
 func (*JwtFilter) ProtoMessage() {}
 
 func (x *JwtFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[87]
+	mi := &file_config_v1_config_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8564,7 +8842,7 @@ func (x *JwtFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtFilter.ProtoReflect.Descriptor instead.
 func (*JwtFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{87}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JwtFilter) GetProviders() []*JwtProvider {
@@ -8633,7 +8911,7 @@ type JwtRequirements struct {
 
 func (x *JwtRequirements) Reset() {
 	*x = JwtRequirements{}
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8645,7 +8923,7 @@ func (x *JwtRequirements) String() string {
 func (*JwtRequirements) ProtoMessage() {}
 
 func (x *JwtRequirements) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[88]
+	mi := &file_config_v1_config_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8658,7 +8936,7 @@ func (x *JwtRequirements) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirements.ProtoReflect.Descriptor instead.
 func (*JwtRequirements) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{88}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *JwtRequirements) GetKind() isJwtRequirements_Kind {
@@ -8740,7 +9018,7 @@ type JwtRequirementList struct {
 
 func (x *JwtRequirementList) Reset() {
 	*x = JwtRequirementList{}
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8752,7 +9030,7 @@ func (x *JwtRequirementList) String() string {
 func (*JwtRequirementList) ProtoMessage() {}
 
 func (x *JwtRequirementList) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[89]
+	mi := &file_config_v1_config_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8765,7 +9043,7 @@ func (x *JwtRequirementList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirementList.ProtoReflect.Descriptor instead.
 func (*JwtRequirementList) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{89}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *JwtRequirementList) GetRequirements() []*JwtRequirements {
@@ -8785,7 +9063,7 @@ type JwtRequirement struct {
 
 func (x *JwtRequirement) Reset() {
 	*x = JwtRequirement{}
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8797,7 +9075,7 @@ func (x *JwtRequirement) String() string {
 func (*JwtRequirement) ProtoMessage() {}
 
 func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[90]
+	mi := &file_config_v1_config_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8810,7 +9088,7 @@ func (x *JwtRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtRequirement.ProtoReflect.Descriptor instead.
 func (*JwtRequirement) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{90}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *JwtRequirement) GetProvider() string {
@@ -8854,7 +9132,7 @@ type JwtProvider struct {
 
 func (x *JwtProvider) Reset() {
 	*x = JwtProvider{}
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8866,7 +9144,7 @@ func (x *JwtProvider) String() string {
 func (*JwtProvider) ProtoMessage() {}
 
 func (x *JwtProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[91]
+	mi := &file_config_v1_config_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8879,7 +9157,7 @@ func (x *JwtProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
 func (*JwtProvider) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{91}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *JwtProvider) GetName() string {
@@ -9018,7 +9296,7 @@ type JwtHeader struct {
 
 func (x *JwtHeader) Reset() {
 	*x = JwtHeader{}
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9030,7 +9308,7 @@ func (x *JwtHeader) String() string {
 func (*JwtHeader) ProtoMessage() {}
 
 func (x *JwtHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[92]
+	mi := &file_config_v1_config_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9043,7 +9321,7 @@ func (x *JwtHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtHeader.ProtoReflect.Descriptor instead.
 func (*JwtHeader) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{92}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *JwtHeader) GetName() string {
@@ -9070,7 +9348,7 @@ type JwtClaim struct {
 
 func (x *JwtClaim) Reset() {
 	*x = JwtClaim{}
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9082,7 +9360,7 @@ func (x *JwtClaim) String() string {
 func (*JwtClaim) ProtoMessage() {}
 
 func (x *JwtClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[93]
+	mi := &file_config_v1_config_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9095,7 +9373,7 @@ func (x *JwtClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtClaim.ProtoReflect.Descriptor instead.
 func (*JwtClaim) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{93}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *JwtClaim) GetHeader() string {
@@ -9127,7 +9405,7 @@ type RemoteJwks struct {
 
 func (x *RemoteJwks) Reset() {
 	*x = RemoteJwks{}
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9139,7 +9417,7 @@ func (x *RemoteJwks) String() string {
 func (*RemoteJwks) ProtoMessage() {}
 
 func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[94]
+	mi := &file_config_v1_config_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9152,7 +9430,7 @@ func (x *RemoteJwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteJwks.ProtoReflect.Descriptor instead.
 func (*RemoteJwks) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{94}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RemoteJwks) GetCluster() string {
@@ -9208,7 +9486,7 @@ type HeaderFilter struct {
 
 func (x *HeaderFilter) Reset() {
 	*x = HeaderFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9220,7 +9498,7 @@ func (x *HeaderFilter) String() string {
 func (*HeaderFilter) ProtoMessage() {}
 
 func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[95]
+	mi := &file_config_v1_config_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9233,7 +9511,7 @@ func (x *HeaderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderFilter.ProtoReflect.Descriptor instead.
 func (*HeaderFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{95}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *HeaderFilter) GetRequest() *HeaderOps {
@@ -9268,7 +9546,7 @@ type RateLimitFilter struct {
 
 func (x *RateLimitFilter) Reset() {
 	*x = RateLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9280,7 +9558,7 @@ func (x *RateLimitFilter) String() string {
 func (*RateLimitFilter) ProtoMessage() {}
 
 func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[96]
+	mi := &file_config_v1_config_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9293,7 +9571,7 @@ func (x *RateLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimitFilter.ProtoReflect.Descriptor instead.
 func (*RateLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{96}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RateLimitFilter) GetTokens() uint64 {
@@ -9378,7 +9656,7 @@ type FaultFilter struct {
 
 func (x *FaultFilter) Reset() {
 	*x = FaultFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9390,7 +9668,7 @@ func (x *FaultFilter) String() string {
 func (*FaultFilter) ProtoMessage() {}
 
 func (x *FaultFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[97]
+	mi := &file_config_v1_config_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9403,7 +9681,7 @@ func (x *FaultFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultFilter.ProtoReflect.Descriptor instead.
 func (*FaultFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{97}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *FaultFilter) GetDelayMs() int64 {
@@ -9492,7 +9770,7 @@ type CorsFilter struct {
 
 func (x *CorsFilter) Reset() {
 	*x = CorsFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9504,7 +9782,7 @@ func (x *CorsFilter) String() string {
 func (*CorsFilter) ProtoMessage() {}
 
 func (x *CorsFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[98]
+	mi := &file_config_v1_config_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9517,7 +9795,7 @@ func (x *CorsFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorsFilter.ProtoReflect.Descriptor instead.
 func (*CorsFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{98}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *CorsFilter) GetAllowOrigins() []string {
@@ -9580,7 +9858,7 @@ type RbacFilter struct {
 
 func (x *RbacFilter) Reset() {
 	*x = RbacFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9592,7 +9870,7 @@ func (x *RbacFilter) String() string {
 func (*RbacFilter) ProtoMessage() {}
 
 func (x *RbacFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[99]
+	mi := &file_config_v1_config_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9605,7 +9883,7 @@ func (x *RbacFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacFilter.ProtoReflect.Descriptor instead.
 func (*RbacFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{99}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RbacFilter) GetRules() *RbacRules {
@@ -9632,7 +9910,7 @@ type RbacRules struct {
 
 func (x *RbacRules) Reset() {
 	*x = RbacRules{}
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9644,7 +9922,7 @@ func (x *RbacRules) String() string {
 func (*RbacRules) ProtoMessage() {}
 
 func (x *RbacRules) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[100]
+	mi := &file_config_v1_config_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9657,7 +9935,7 @@ func (x *RbacRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacRules.ProtoReflect.Descriptor instead.
 func (*RbacRules) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{100}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RbacRules) GetAction() string {
@@ -9687,7 +9965,7 @@ type RbacPolicy struct {
 
 func (x *RbacPolicy) Reset() {
 	*x = RbacPolicy{}
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9699,7 +9977,7 @@ func (x *RbacPolicy) String() string {
 func (*RbacPolicy) ProtoMessage() {}
 
 func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[101]
+	mi := &file_config_v1_config_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9712,7 +9990,7 @@ func (x *RbacPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPolicy.ProtoReflect.Descriptor instead.
 func (*RbacPolicy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{101}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RbacPolicy) GetName() string {
@@ -9755,7 +10033,7 @@ type RbacPermission struct {
 
 func (x *RbacPermission) Reset() {
 	*x = RbacPermission{}
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9767,7 +10045,7 @@ func (x *RbacPermission) String() string {
 func (*RbacPermission) ProtoMessage() {}
 
 func (x *RbacPermission) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[102]
+	mi := &file_config_v1_config_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9780,7 +10058,7 @@ func (x *RbacPermission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPermission.ProtoReflect.Descriptor instead.
 func (*RbacPermission) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{102}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RbacPermission) GetPaths() []string {
@@ -9819,7 +10097,7 @@ type RbacPrincipal struct {
 
 func (x *RbacPrincipal) Reset() {
 	*x = RbacPrincipal{}
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9831,7 +10109,7 @@ func (x *RbacPrincipal) String() string {
 func (*RbacPrincipal) ProtoMessage() {}
 
 func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[103]
+	mi := &file_config_v1_config_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9844,7 +10122,7 @@ func (x *RbacPrincipal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RbacPrincipal.ProtoReflect.Descriptor instead.
 func (*RbacPrincipal) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{103}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RbacPrincipal) GetSourceCidrs() []string {
@@ -9901,7 +10179,7 @@ type IpFilter struct {
 
 func (x *IpFilter) Reset() {
 	*x = IpFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9913,7 +10191,7 @@ func (x *IpFilter) String() string {
 func (*IpFilter) ProtoMessage() {}
 
 func (x *IpFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[104]
+	mi := &file_config_v1_config_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9926,7 +10204,7 @@ func (x *IpFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IpFilter.ProtoReflect.Descriptor instead.
 func (*IpFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{104}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *IpFilter) GetAllow() []string {
@@ -9960,7 +10238,7 @@ type BufferFilter struct {
 
 func (x *BufferFilter) Reset() {
 	*x = BufferFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9972,7 +10250,7 @@ func (x *BufferFilter) String() string {
 func (*BufferFilter) ProtoMessage() {}
 
 func (x *BufferFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[105]
+	mi := &file_config_v1_config_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9985,7 +10263,7 @@ func (x *BufferFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferFilter.ProtoReflect.Descriptor instead.
 func (*BufferFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{105}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *BufferFilter) GetMaxRequestBytes() uint64 {
@@ -10006,7 +10284,7 @@ type BodyLimitFilter struct {
 
 func (x *BodyLimitFilter) Reset() {
 	*x = BodyLimitFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10018,7 +10296,7 @@ func (x *BodyLimitFilter) String() string {
 func (*BodyLimitFilter) ProtoMessage() {}
 
 func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[106]
+	mi := &file_config_v1_config_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10031,7 +10309,7 @@ func (x *BodyLimitFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BodyLimitFilter.ProtoReflect.Descriptor instead.
 func (*BodyLimitFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{106}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *BodyLimitFilter) GetMaxRequestBytes() uint64 {
@@ -10061,7 +10339,7 @@ type BasicAuthFilter struct {
 
 func (x *BasicAuthFilter) Reset() {
 	*x = BasicAuthFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10073,7 +10351,7 @@ func (x *BasicAuthFilter) String() string {
 func (*BasicAuthFilter) ProtoMessage() {}
 
 func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[107]
+	mi := &file_config_v1_config_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10086,7 +10364,7 @@ func (x *BasicAuthFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BasicAuthFilter.ProtoReflect.Descriptor instead.
 func (*BasicAuthFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{107}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *BasicAuthFilter) GetUsersFile() string {
@@ -10131,7 +10409,7 @@ type HealthCheckFilter struct {
 
 func (x *HealthCheckFilter) Reset() {
 	*x = HealthCheckFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10143,7 +10421,7 @@ func (x *HealthCheckFilter) String() string {
 func (*HealthCheckFilter) ProtoMessage() {}
 
 func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[108]
+	mi := &file_config_v1_config_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10156,7 +10434,7 @@ func (x *HealthCheckFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheckFilter.ProtoReflect.Descriptor instead.
 func (*HealthCheckFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{108}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *HealthCheckFilter) GetPath() string {
@@ -10204,7 +10482,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10216,7 +10494,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[109]
+	mi := &file_config_v1_config_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10229,7 +10507,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{109}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -10259,7 +10537,7 @@ type CompressFilter struct {
 
 func (x *CompressFilter) Reset() {
 	*x = CompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10271,7 +10549,7 @@ func (x *CompressFilter) String() string {
 func (*CompressFilter) ProtoMessage() {}
 
 func (x *CompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[110]
+	mi := &file_config_v1_config_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10284,7 +10562,7 @@ func (x *CompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompressFilter.ProtoReflect.Descriptor instead.
 func (*CompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{110}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CompressFilter) GetCodings() []string {
@@ -10330,7 +10608,7 @@ type DecompressFilter struct {
 
 func (x *DecompressFilter) Reset() {
 	*x = DecompressFilter{}
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10342,7 +10620,7 @@ func (x *DecompressFilter) String() string {
 func (*DecompressFilter) ProtoMessage() {}
 
 func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[111]
+	mi := &file_config_v1_config_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10355,7 +10633,7 @@ func (x *DecompressFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecompressFilter.ProtoReflect.Descriptor instead.
 func (*DecompressFilter) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{111}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *DecompressFilter) GetRequests() bool {
@@ -10411,7 +10689,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10423,7 +10701,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[112]
+	mi := &file_config_v1_config_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10436,7 +10714,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{112}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *Stats) GetListen() string {
@@ -10476,7 +10754,7 @@ type StatsPush struct {
 
 func (x *StatsPush) Reset() {
 	*x = StatsPush{}
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10488,7 +10766,7 @@ func (x *StatsPush) String() string {
 func (*StatsPush) ProtoMessage() {}
 
 func (x *StatsPush) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[113]
+	mi := &file_config_v1_config_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10501,7 +10779,7 @@ func (x *StatsPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsPush.ProtoReflect.Descriptor instead.
 func (*StatsPush) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{113}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *StatsPush) GetFormat() StatsPush_Format {
@@ -10568,7 +10846,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10580,7 +10858,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[114]
+	mi := &file_config_v1_config_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10593,7 +10871,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{114}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -10648,7 +10926,7 @@ type StatsLabel struct {
 
 func (x *StatsLabel) Reset() {
 	*x = StatsLabel{}
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10660,7 +10938,7 @@ func (x *StatsLabel) String() string {
 func (*StatsLabel) ProtoMessage() {}
 
 func (x *StatsLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[115]
+	mi := &file_config_v1_config_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10673,7 +10951,7 @@ func (x *StatsLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsLabel.ProtoReflect.Descriptor instead.
 func (*StatsLabel) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{115}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *StatsLabel) GetName() string {
@@ -10699,7 +10977,7 @@ type WatchEndpointsRequest struct {
 
 func (x *WatchEndpointsRequest) Reset() {
 	*x = WatchEndpointsRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10711,7 +10989,7 @@ func (x *WatchEndpointsRequest) String() string {
 func (*WatchEndpointsRequest) ProtoMessage() {}
 
 func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[116]
+	mi := &file_config_v1_config_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10724,7 +11002,7 @@ func (x *WatchEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{116}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *WatchEndpointsRequest) GetHello() *v1.Hello {
@@ -10746,7 +11024,7 @@ type EndpointsUpdate struct {
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10758,7 +11036,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[117]
+	mi := &file_config_v1_config_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10771,7 +11049,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{117}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *EndpointsUpdate) GetVersion() uint64 {
@@ -10814,7 +11092,7 @@ type DrainedEndpoint struct {
 
 func (x *DrainedEndpoint) Reset() {
 	*x = DrainedEndpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10826,7 +11104,7 @@ func (x *DrainedEndpoint) String() string {
 func (*DrainedEndpoint) ProtoMessage() {}
 
 func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[118]
+	mi := &file_config_v1_config_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10839,7 +11117,7 @@ func (x *DrainedEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainedEndpoint.ProtoReflect.Descriptor instead.
 func (*DrainedEndpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{118}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *DrainedEndpoint) GetCluster() string {
@@ -10874,7 +11152,7 @@ type DrainEndpointRequest struct {
 
 func (x *DrainEndpointRequest) Reset() {
 	*x = DrainEndpointRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10886,7 +11164,7 @@ func (x *DrainEndpointRequest) String() string {
 func (*DrainEndpointRequest) ProtoMessage() {}
 
 func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[119]
+	mi := &file_config_v1_config_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10899,7 +11177,7 @@ func (x *DrainEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DrainEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{119}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *DrainEndpointRequest) GetCluster() string {
@@ -10932,7 +11210,7 @@ type DrainEndpointReply struct {
 
 func (x *DrainEndpointReply) Reset() {
 	*x = DrainEndpointReply{}
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10944,7 +11222,7 @@ func (x *DrainEndpointReply) String() string {
 func (*DrainEndpointReply) ProtoMessage() {}
 
 func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[120]
+	mi := &file_config_v1_config_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10957,7 +11235,7 @@ func (x *DrainEndpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEndpointReply.ProtoReflect.Descriptor instead.
 func (*DrainEndpointReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{120}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *DrainEndpointReply) GetChanged() bool {
@@ -10977,7 +11255,7 @@ type ClusterEndpoints struct {
 
 func (x *ClusterEndpoints) Reset() {
 	*x = ClusterEndpoints{}
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10989,7 +11267,7 @@ func (x *ClusterEndpoints) String() string {
 func (*ClusterEndpoints) ProtoMessage() {}
 
 func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[121]
+	mi := &file_config_v1_config_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11002,7 +11280,7 @@ func (x *ClusterEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterEndpoints.ProtoReflect.Descriptor instead.
 func (*ClusterEndpoints) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{121}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ClusterEndpoints) GetCluster() string {
@@ -11028,7 +11306,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11040,7 +11318,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[122]
+	mi := &file_config_v1_config_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11053,7 +11331,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{122}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *CheckRequest) GetPath() string {
@@ -11074,7 +11352,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11086,7 +11364,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[123]
+	mi := &file_config_v1_config_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11099,7 +11377,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{123}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *CheckReply) GetDiagnostics() []*Diagnostic {
@@ -11138,7 +11416,7 @@ type Diagnostic struct {
 
 func (x *Diagnostic) Reset() {
 	*x = Diagnostic{}
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11150,7 +11428,7 @@ func (x *Diagnostic) String() string {
 func (*Diagnostic) ProtoMessage() {}
 
 func (x *Diagnostic) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[124]
+	mi := &file_config_v1_config_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11163,7 +11441,7 @@ func (x *Diagnostic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diagnostic.ProtoReflect.Descriptor instead.
 func (*Diagnostic) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{124}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *Diagnostic) GetSeverity() Severity {
@@ -11223,7 +11501,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11235,7 +11513,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[125]
+	mi := &file_config_v1_config_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11248,7 +11526,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{125}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
 }
 
 type ReloadReply struct {
@@ -11264,7 +11542,7 @@ type ReloadReply struct {
 
 func (x *ReloadReply) Reset() {
 	*x = ReloadReply{}
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11276,7 +11554,7 @@ func (x *ReloadReply) String() string {
 func (*ReloadReply) ProtoMessage() {}
 
 func (x *ReloadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[126]
+	mi := &file_config_v1_config_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11289,7 +11567,7 @@ func (x *ReloadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadReply.ProtoReflect.Descriptor instead.
 func (*ReloadReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{126}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ReloadReply) GetOk() bool {
@@ -11335,7 +11613,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11347,7 +11625,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[127]
+	mi := &file_config_v1_config_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11360,7 +11638,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{127}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
 }
 
 type StatusReply struct {
@@ -11380,7 +11658,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11392,7 +11670,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[128]
+	mi := &file_config_v1_config_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11405,7 +11683,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{128}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *StatusReply) GetHello() *v1.Hello {
@@ -11490,7 +11768,7 @@ type DiscoveryStatus struct {
 
 func (x *DiscoveryStatus) Reset() {
 	*x = DiscoveryStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11502,7 +11780,7 @@ func (x *DiscoveryStatus) String() string {
 func (*DiscoveryStatus) ProtoMessage() {}
 
 func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[129]
+	mi := &file_config_v1_config_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11515,7 +11793,7 @@ func (x *DiscoveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscoveryStatus.ProtoReflect.Descriptor instead.
 func (*DiscoveryStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{129}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *DiscoveryStatus) GetCluster() string {
@@ -11594,7 +11872,7 @@ type LastReload struct {
 
 func (x *LastReload) Reset() {
 	*x = LastReload{}
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11606,7 +11884,7 @@ func (x *LastReload) String() string {
 func (*LastReload) ProtoMessage() {}
 
 func (x *LastReload) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[130]
+	mi := &file_config_v1_config_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11619,7 +11897,7 @@ func (x *LastReload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastReload.ProtoReflect.Descriptor instead.
 func (*LastReload) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{130}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *LastReload) GetOk() bool {
@@ -11671,7 +11949,7 @@ type WatcherStatus struct {
 
 func (x *WatcherStatus) Reset() {
 	*x = WatcherStatus{}
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11683,7 +11961,7 @@ func (x *WatcherStatus) String() string {
 func (*WatcherStatus) ProtoMessage() {}
 
 func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[131]
+	mi := &file_config_v1_config_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11696,7 +11974,7 @@ func (x *WatcherStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatcherStatus.ProtoReflect.Descriptor instead.
 func (*WatcherStatus) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{131}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *WatcherStatus) GetRole() Role {
@@ -11749,7 +12027,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11761,7 +12039,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[132]
+	mi := &file_config_v1_config_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11774,7 +12052,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{132}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
 }
 
 type HistoryReply struct {
@@ -11786,7 +12064,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11798,7 +12076,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[133]
+	mi := &file_config_v1_config_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11811,7 +12089,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{133}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *HistoryReply) GetEntries() []*HistoryEntry {
@@ -11834,7 +12112,7 @@ type HistoryEntry struct {
 
 func (x *HistoryEntry) Reset() {
 	*x = HistoryEntry{}
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11846,7 +12124,7 @@ func (x *HistoryEntry) String() string {
 func (*HistoryEntry) ProtoMessage() {}
 
 func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[134]
+	mi := &file_config_v1_config_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11859,7 +12137,7 @@ func (x *HistoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryEntry.ProtoReflect.Descriptor instead.
 func (*HistoryEntry) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{134}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *HistoryEntry) GetSnapshotId() string {
@@ -11909,7 +12187,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11921,7 +12199,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[135]
+	mi := &file_config_v1_config_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11934,7 +12212,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{135}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *DiffRequest) GetFrom() string {
@@ -11965,7 +12243,7 @@ type DiffReply struct {
 
 func (x *DiffReply) Reset() {
 	*x = DiffReply{}
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11977,7 +12255,7 @@ func (x *DiffReply) String() string {
 func (*DiffReply) ProtoMessage() {}
 
 func (x *DiffReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[136]
+	mi := &file_config_v1_config_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11990,7 +12268,7 @@ func (x *DiffReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffReply.ProtoReflect.Descriptor instead.
 func (*DiffReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{136}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *DiffReply) GetOk() bool {
@@ -12052,7 +12330,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_config_v1_config_proto_msgTypes[137]
+	mi := &file_config_v1_config_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12064,7 +12342,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[137]
+	mi := &file_config_v1_config_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12077,7 +12355,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{137}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *Change) GetOperation() Operation {
@@ -12146,7 +12424,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[138]
+	mi := &file_config_v1_config_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12158,7 +12436,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[138]
+	mi := &file_config_v1_config_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12171,7 +12449,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{138}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *RollbackRequest) GetSnapshotId() string {
@@ -12201,7 +12479,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_config_v1_config_proto_msgTypes[139]
+	mi := &file_config_v1_config_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12213,7 +12491,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[139]
+	mi := &file_config_v1_config_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12226,7 +12504,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{139}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -12275,7 +12553,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_config_v1_config_proto_msgTypes[140]
+	mi := &file_config_v1_config_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12287,7 +12565,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[140]
+	mi := &file_config_v1_config_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12300,7 +12578,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{140}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ExplainReply) GetSnapshotId() string {
@@ -12337,7 +12615,7 @@ type ExplainStep struct {
 
 func (x *ExplainStep) Reset() {
 	*x = ExplainStep{}
-	mi := &file_config_v1_config_proto_msgTypes[141]
+	mi := &file_config_v1_config_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12349,7 +12627,7 @@ func (x *ExplainStep) String() string {
 func (*ExplainStep) ProtoMessage() {}
 
 func (x *ExplainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[141]
+	mi := &file_config_v1_config_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12362,7 +12640,7 @@ func (x *ExplainStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStep.ProtoReflect.Descriptor instead.
 func (*ExplainStep) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{141}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *ExplainStep) GetWhat() string {
@@ -12924,7 +13202,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0edefault_subset\x18\x03 \x03(\v2\x1b.retinue.config.v1.MetadataR\rdefaultSubset\"4\n" +
 	"\bMetadata\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xfd\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xc8\a\n" +
 	"\vHealthCheck\x122\n" +
 	"\x04http\x18\x01 \x01(\v2\x1c.retinue.config.v1.HttpCheckH\x00R\x04http\x12/\n" +
 	"\x03tcp\x18\x02 \x01(\v2\x1b.retinue.config.v1.TcpCheckH\x00R\x03tcp\x122\n" +
@@ -12936,18 +13214,34 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x11healthy_threshold\x18\x06 \x01(\rR\x10healthyThreshold\x12/\n" +
 	"\x13unhealthy_threshold\x18\a \x01(\rR\x12unhealthyThreshold\x12\x12\n" +
 	"\x04port\x18\b \x01(\rR\x04port\x12\x1b\n" +
-	"\tevent_log\x18( \x01(\tR\beventLogB\x06\n" +
-	"\x04kind\"c\n" +
+	"\tevent_log\x18( \x01(\tR\beventLog\x12,\n" +
+	"\x12interval_jitter_ms\x18< \x01(\x03R\x10intervalJitterMs\x12;\n" +
+	"\x17interval_jitter_percent\x18= \x01(\rH\x01R\x15intervalJitterPercent\x88\x01\x01\x12*\n" +
+	"\x11initial_jitter_ms\x18> \x01(\x03R\x0finitialJitterMs\x122\n" +
+	"\x15unhealthy_interval_ms\x18? \x01(\x03R\x13unhealthyIntervalMs\x12;\n" +
+	"\x1aunhealthy_edge_interval_ms\x18@ \x01(\x03R\x17unhealthyEdgeIntervalMs\x127\n" +
+	"\x18healthy_edge_interval_ms\x18A \x01(\x03R\x15healthyEdgeIntervalMs\x123\n" +
+	"\x16no_traffic_interval_ms\x18B \x01(\x03R\x13noTrafficIntervalMs\x12B\n" +
+	"\x1eno_traffic_healthy_interval_ms\x18C \x01(\x03R\x1anoTrafficHealthyIntervalMs\x12.\n" +
+	"\x13always_log_failures\x18D \x01(\bR\x11alwaysLogFailures\x12.\n" +
+	"\x10reuse_connection\x18E \x01(\bH\x02R\x0freuseConnection\x88\x01\x01B\x06\n" +
+	"\x04kindB\x1a\n" +
+	"\x18_interval_jitter_percentB\x13\n" +
+	"\x11_reuse_connection\"\xee\x01\n" +
 	"\tHttpCheck\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x1a\n" +
 	"\bstatuses\x18\x03 \x03(\rR\bstatuses\x12\x12\n" +
-	"\x04body\x18\x04 \x01(\tR\x04body\"\n" +
-	"\n" +
-	"\bTcpCheck\"C\n" +
+	"\x04body\x18\x04 \x01(\tR\x04body\x12-\n" +
+	"\x12retriable_statuses\x18< \x03(\rR\x11retriableStatuses\x12\x16\n" +
+	"\x06method\x18= \x01(\tR\x06method\x12B\n" +
+	"\x0frequest_headers\x18> \x03(\v2\x19.retinue.config.v1.HeaderR\x0erequestHeaders\"8\n" +
+	"\bTcpCheck\x12\x12\n" +
+	"\x04send\x18< \x01(\fR\x04send\x12\x18\n" +
+	"\areceive\x18= \x03(\fR\areceive\"C\n" +
 	"\tGrpcCheck\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1c\n" +
-	"\tauthority\x18\x02 \x01(\tR\tauthority\"\xc5\x03\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\"\xc6\t\n" +
 	"\x10OutlierDetection\x12'\n" +
 	"\x0fconsecutive_5xx\x18\x01 \x01(\rR\x0econsecutive5xx\x12>\n" +
 	"\x1bconsecutive_gateway_failure\x18\x02 \x01(\rR\x19consecutiveGatewayFailure\x129\n" +
@@ -12958,8 +13252,31 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x10base_ejection_ms\x18\x06 \x01(\x03R\x0ebaseEjectionMs\x12&\n" +
 	"\x0fmax_ejection_ms\x18\a \x01(\x03R\rmaxEjectionMs\x125\n" +
 	"\x14max_ejection_percent\x18\b \x01(\rH\x00R\x12maxEjectionPercent\x88\x01\x01\x12\x1b\n" +
-	"\tevent_log\x18( \x01(\tR\beventLogB\x17\n" +
-	"\x15_max_ejection_percent\"\x80\x01\n" +
+	"\tevent_log\x18( \x01(\tR\beventLog\x12;\n" +
+	"\x1asuccess_rate_minimum_hosts\x18< \x01(\rR\x17successRateMinimumHosts\x12=\n" +
+	"\x1bsuccess_rate_request_volume\x18= \x01(\rR\x18successRateRequestVolume\x12G\n" +
+	" failure_percentage_minimum_hosts\x18> \x01(\rR\x1dfailurePercentageMinimumHosts\x12I\n" +
+	"!failure_percentage_request_volume\x18? \x01(\rR\x1efailurePercentageRequestVolume\x12A\n" +
+	"\tenforcing\x18@ \x01(\v2#.retinue.config.v1.OutlierEnforcingR\tenforcing\x123\n" +
+	"\x16max_ejection_jitter_ms\x18A \x01(\x03R\x13maxEjectionJitterMs\x126\n" +
+	"\x15always_eject_one_host\x18B \x01(\bH\x01R\x12alwaysEjectOneHost\x88\x01\x01\x12`\n" +
+	"+successful_active_health_check_uneject_host\x18C \x01(\bH\x02R&successfulActiveHealthCheckUnejectHost\x88\x01\x01\x12J\n" +
+	"\"split_external_local_origin_errors\x18D \x01(\bR\x1esplitExternalLocalOriginErrors\x12G\n" +
+	" consecutive_local_origin_failure\x18E \x01(\rR\x1dconsecutiveLocalOriginFailureB\x17\n" +
+	"\x15_max_ejection_percentB\x18\n" +
+	"\x16_always_eject_one_hostB.\n" +
+	",_successful_active_health_check_uneject_host\"\xb0\x03\n" +
+	"\x10OutlierEnforcing\x12,\n" +
+	"\x0fconsecutive_5xx\x18\x01 \x01(\rH\x00R\x0econsecutive5xx\x88\x01\x01\x12C\n" +
+	"\x1bconsecutive_gateway_failure\x18\x02 \x01(\rH\x01R\x19consecutiveGatewayFailure\x88\x01\x01\x12&\n" +
+	"\fsuccess_rate\x18\x03 \x01(\rH\x02R\vsuccessRate\x88\x01\x01\x122\n" +
+	"\x12failure_percentage\x18\x04 \x01(\rH\x03R\x11failurePercentage\x88\x01\x01\x12L\n" +
+	" consecutive_local_origin_failure\x18\x05 \x01(\rH\x04R\x1dconsecutiveLocalOriginFailure\x88\x01\x01B\x12\n" +
+	"\x10_consecutive_5xxB\x1e\n" +
+	"\x1c_consecutive_gateway_failureB\x0f\n" +
+	"\r_success_rateB\x15\n" +
+	"\x13_failure_percentageB#\n" +
+	"!_consecutive_local_origin_failure\"\x80\x01\n" +
 	"\tDiscovery\x123\n" +
 	"\x03dns\x18\x01 \x01(\v2\x1f.retinue.config.v1.DnsDiscoveryH\x00R\x03dns\x126\n" +
 	"\x04file\x18\x02 \x01(\v2 .retinue.config.v1.FileDiscoveryH\x00R\x04fileB\x06\n" +
@@ -13527,7 +13844,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 142)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 143)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
@@ -13611,88 +13928,89 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*TcpCheck)(nil),              // 79: retinue.config.v1.TcpCheck
 	(*GrpcCheck)(nil),             // 80: retinue.config.v1.GrpcCheck
 	(*OutlierDetection)(nil),      // 81: retinue.config.v1.OutlierDetection
-	(*Discovery)(nil),             // 82: retinue.config.v1.Discovery
-	(*DnsDiscovery)(nil),          // 83: retinue.config.v1.DnsDiscovery
-	(*FileDiscovery)(nil),         // 84: retinue.config.v1.FileDiscovery
-	(*Endpoint)(nil),              // 85: retinue.config.v1.Endpoint
-	(*CircuitBreaker)(nil),        // 86: retinue.config.v1.CircuitBreaker
-	(*AccessLog)(nil),             // 87: retinue.config.v1.AccessLog
-	(*JsonField)(nil),             // 88: retinue.config.v1.JsonField
-	(*Plugin)(nil),                // 89: retinue.config.v1.Plugin
-	(*FilterUse)(nil),             // 90: retinue.config.v1.FilterUse
-	(*Filter)(nil),                // 91: retinue.config.v1.Filter
-	(*ExtAuthzFilter)(nil),        // 92: retinue.config.v1.ExtAuthzFilter
-	(*GlobalRateLimitFilter)(nil), // 93: retinue.config.v1.GlobalRateLimitFilter
-	(*RateLimitDescriptor)(nil),   // 94: retinue.config.v1.RateLimitDescriptor
-	(*RateLimitAction)(nil),       // 95: retinue.config.v1.RateLimitAction
-	(*AddressMask)(nil),           // 96: retinue.config.v1.AddressMask
-	(*RateLimitMatch)(nil),        // 97: retinue.config.v1.RateLimitMatch
-	(*JwtFilter)(nil),             // 98: retinue.config.v1.JwtFilter
-	(*JwtRequirements)(nil),       // 99: retinue.config.v1.JwtRequirements
-	(*JwtRequirementList)(nil),    // 100: retinue.config.v1.JwtRequirementList
-	(*JwtRequirement)(nil),        // 101: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 102: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 103: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 104: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 105: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 106: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 107: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 108: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 109: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 110: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 111: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 112: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 113: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 114: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 115: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 116: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 117: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 118: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 119: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 120: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 121: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 122: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 123: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 124: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 125: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 126: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 127: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 128: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 129: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 130: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 131: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 132: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 133: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 134: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 135: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 136: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 137: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 138: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 139: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 140: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 141: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 142: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 143: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 144: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 145: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 146: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 147: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 148: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 149: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 150: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 151: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 152: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 153: retinue.suite.v1.Hello
+	(*OutlierEnforcing)(nil),      // 82: retinue.config.v1.OutlierEnforcing
+	(*Discovery)(nil),             // 83: retinue.config.v1.Discovery
+	(*DnsDiscovery)(nil),          // 84: retinue.config.v1.DnsDiscovery
+	(*FileDiscovery)(nil),         // 85: retinue.config.v1.FileDiscovery
+	(*Endpoint)(nil),              // 86: retinue.config.v1.Endpoint
+	(*CircuitBreaker)(nil),        // 87: retinue.config.v1.CircuitBreaker
+	(*AccessLog)(nil),             // 88: retinue.config.v1.AccessLog
+	(*JsonField)(nil),             // 89: retinue.config.v1.JsonField
+	(*Plugin)(nil),                // 90: retinue.config.v1.Plugin
+	(*FilterUse)(nil),             // 91: retinue.config.v1.FilterUse
+	(*Filter)(nil),                // 92: retinue.config.v1.Filter
+	(*ExtAuthzFilter)(nil),        // 93: retinue.config.v1.ExtAuthzFilter
+	(*GlobalRateLimitFilter)(nil), // 94: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 95: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 96: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 97: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 98: retinue.config.v1.RateLimitMatch
+	(*JwtFilter)(nil),             // 99: retinue.config.v1.JwtFilter
+	(*JwtRequirements)(nil),       // 100: retinue.config.v1.JwtRequirements
+	(*JwtRequirementList)(nil),    // 101: retinue.config.v1.JwtRequirementList
+	(*JwtRequirement)(nil),        // 102: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 103: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 104: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 105: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 106: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 107: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 108: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 109: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 110: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 111: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 112: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 113: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 114: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 115: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 116: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 117: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 118: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 119: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 120: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 121: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 122: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 123: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 124: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 125: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 126: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 127: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 128: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 129: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 130: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 131: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 132: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 133: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 134: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 135: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 136: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 137: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 138: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 139: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 140: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 141: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 142: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 143: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 144: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 145: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 146: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 147: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 148: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 149: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 150: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 151: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 152: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 153: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 154: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	12,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
 	13,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
 	14,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
 	16,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	153, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	154, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
 	15,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	153, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	154, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
 	18,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
 	22,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
 	23,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
@@ -13700,20 +14018,20 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	24,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
 	26,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
 	19,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	132, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	129, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	133, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	130, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
 	20,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
 	21,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
 	27,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
 	32,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
 	41,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
 	70,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
-	87,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	123, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	88,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
+	124, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
 	36,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
-	89,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
-	91,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	125, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	90,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
+	92,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
+	126, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
 	29,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
 	28,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
 	28,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
@@ -13726,9 +14044,9 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	39,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
 	34,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
 	37,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
-	90,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
+	91,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
 	40,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
-	90,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
+	91,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
 	68,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
 	68,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
 	76,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
@@ -13740,7 +14058,7 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	68,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
 	46,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
 	45,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
-	90,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
+	91,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
 	42,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
 	1,   // 57: retinue.config.v1.HttpTracing.accept:type_name -> retinue.config.v1.TraceFormat
 	1,   // 58: retinue.config.v1.HttpTracing.propagate:type_name -> retinue.config.v1.TraceFormat
@@ -13750,7 +14068,7 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	68,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
 	68,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
 	25,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
-	90,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
+	91,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
 	51,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
 	54,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
 	66,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
@@ -13758,7 +14076,7 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	68,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
 	68,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
 	25,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
-	90,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
+	91,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
 	43,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
 	52,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
 	52,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
@@ -13784,10 +14102,10 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	69,  // 96: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
 	69,  // 97: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
 	69,  // 98: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	85,  // 99: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	86,  // 99: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
 	5,   // 100: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	86,  // 101: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	82,  // 102: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	87,  // 101: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	83,  // 102: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
 	38,  // 103: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
 	77,  // 104: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
 	81,  // 105: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
@@ -13797,118 +14115,120 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	73,  // 109: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
 	74,  // 110: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
 	75,  // 111: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	86,  // 112: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
+	87,  // 112: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
 	4,   // 113: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
 	76,  // 114: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
 	78,  // 115: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
 	79,  // 116: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
 	80,  // 117: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	83,  // 118: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	84,  // 119: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	76,  // 120: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	88,  // 121: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	6,   // 122: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	25,  // 123: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	6,   // 124: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	25,  // 125: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	106, // 126: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	107, // 127: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	108, // 128: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	109, // 129: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	110, // 130: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	115, // 131: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	116, // 132: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	117, // 133: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	118, // 134: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	119, // 135: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	121, // 136: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	122, // 137: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	92,  // 138: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	93,  // 139: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	98,  // 140: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	62,  // 141: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	94,  // 142: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	95,  // 143: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	96,  // 144: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	97,  // 145: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	51,  // 146: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	102, // 147: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	101, // 148: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	101, // 149: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	99,  // 150: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
-	101, // 151: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
-	100, // 152: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
-	100, // 153: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
-	99,  // 154: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
-	105, // 155: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	103, // 156: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	104, // 157: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	68,  // 158: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	68,  // 159: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	51,  // 160: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	111, // 161: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	111, // 162: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	112, // 163: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	113, // 164: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	114, // 165: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	25,  // 166: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	51,  // 167: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	52,  // 168: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	120, // 169: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	51,  // 170: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	124, // 171: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	10,  // 172: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	126, // 173: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	126, // 174: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	126, // 175: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	126, // 176: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	153, // 177: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	132, // 178: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	129, // 179: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	85,  // 180: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	135, // 181: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 182: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	25,  // 183: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	135, // 184: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	153, // 185: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	141, // 186: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	142, // 187: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	140, // 188: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	129, // 189: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 190: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	145, // 191: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	148, // 192: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	135, // 193: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	8,   // 194: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	25,  // 195: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	69,  // 196: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	152, // 197: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	25,  // 198: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	11,  // 199: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	127, // 200: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	133, // 201: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	136, // 202: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	138, // 203: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	143, // 204: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	146, // 205: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	149, // 206: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	130, // 207: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	150, // 208: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	17,  // 209: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	128, // 210: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	134, // 211: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	137, // 212: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	139, // 213: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	144, // 214: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	147, // 215: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	137, // 216: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	131, // 217: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	151, // 218: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	209, // [209:219] is the sub-list for method output_type
-	199, // [199:209] is the sub-list for method input_type
-	199, // [199:199] is the sub-list for extension type_name
-	199, // [199:199] is the sub-list for extension extendee
-	0,   // [0:199] is the sub-list for field type_name
+	69,  // 118: retinue.config.v1.HttpCheck.request_headers:type_name -> retinue.config.v1.Header
+	82,  // 119: retinue.config.v1.OutlierDetection.enforcing:type_name -> retinue.config.v1.OutlierEnforcing
+	84,  // 120: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	85,  // 121: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	76,  // 122: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	89,  // 123: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	6,   // 124: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	25,  // 125: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	6,   // 126: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	25,  // 127: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	107, // 128: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	108, // 129: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	109, // 130: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	110, // 131: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	111, // 132: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	116, // 133: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	117, // 134: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	118, // 135: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	119, // 136: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	120, // 137: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	122, // 138: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	123, // 139: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	93,  // 140: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	94,  // 141: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	99,  // 142: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	62,  // 143: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	95,  // 144: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	96,  // 145: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	97,  // 146: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	98,  // 147: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	51,  // 148: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	103, // 149: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	102, // 150: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	102, // 151: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	100, // 152: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
+	102, // 153: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
+	101, // 154: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
+	101, // 155: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
+	100, // 156: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
+	106, // 157: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	104, // 158: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	105, // 159: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	68,  // 160: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	68,  // 161: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	51,  // 162: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	112, // 163: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	112, // 164: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	113, // 165: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	114, // 166: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	115, // 167: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	25,  // 168: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	51,  // 169: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	52,  // 170: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	121, // 171: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	51,  // 172: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	125, // 173: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	10,  // 174: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	127, // 175: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	127, // 176: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	127, // 177: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	127, // 178: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	154, // 179: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	133, // 180: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	130, // 181: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	86,  // 182: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	136, // 183: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	7,   // 184: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	25,  // 185: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	136, // 186: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	154, // 187: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	142, // 188: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	143, // 189: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	141, // 190: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	130, // 191: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 192: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	146, // 193: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	149, // 194: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	136, // 195: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	8,   // 196: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	25,  // 197: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	69,  // 198: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	153, // 199: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	25,  // 200: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	11,  // 201: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	128, // 202: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	134, // 203: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	137, // 204: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	139, // 205: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	144, // 206: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	147, // 207: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	150, // 208: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	131, // 209: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	151, // 210: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	17,  // 211: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	129, // 212: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	135, // 213: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	138, // 214: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	140, // 215: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	145, // 216: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	148, // 217: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	138, // 218: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	132, // 219: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	152, // 220: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	211, // [211:221] is the sub-list for method output_type
+	201, // [201:211] is the sub-list for method input_type
+	201, // [201:201] is the sub-list for extension type_name
+	201, // [201:201] is the sub-list for extension extendee
+	0,   // [0:201] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -13983,12 +14303,13 @@ func file_config_v1_config_proto_init() {
 		(*HealthCheck_Grpc)(nil),
 	}
 	file_config_v1_config_proto_msgTypes[70].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[71].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[71].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[72].OneofWrappers = []any{
 		(*Discovery_Dns)(nil),
 		(*Discovery_File)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[75].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[80].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[76].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[81].OneofWrappers = []any{
 		(*Filter_Header)(nil),
 		(*Filter_RateLimit)(nil),
 		(*Filter_Fault)(nil),
@@ -14005,8 +14326,8 @@ func file_config_v1_config_proto_init() {
 		(*Filter_GlobalRateLimit)(nil),
 		(*Filter_Jwt)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[82].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[84].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[83].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[85].OneofWrappers = []any{
 		(*RateLimitAction_GenericKey)(nil),
 		(*RateLimitAction_RemoteAddress)(nil),
 		(*RateLimitAction_RequestHeader)(nil),
@@ -14015,22 +14336,22 @@ func file_config_v1_config_proto_init() {
 		(*RateLimitAction_Match)(nil),
 		(*RateLimitAction_Format)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[88].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[89].OneofWrappers = []any{
 		(*JwtRequirements_Provider)(nil),
 		(*JwtRequirements_Any)(nil),
 		(*JwtRequirements_All)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[96].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[97].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[98].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[103].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[99].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[104].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      11,
-			NumMessages:   142,
+			NumMessages:   143,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
