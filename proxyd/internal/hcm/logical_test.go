@@ -207,3 +207,35 @@ func TestLogicalHostOutOfReach(t *testing.T) {
 		}
 	}
 }
+
+// Name servers turn their records round, and names get other addresses: what worked goes first all the same, or its family.
+func TestLogicalHostRemembersOverChanges(t *testing.T) {
+	x := newNamed(t, "", 1, 2)
+	x.ask()
+	x.at[place(1)].Last().Refuse(unix.EHOSTUNREACH)
+	x.turn()
+	x.at[place(2)].Last().Establish()
+	x.turn()
+	x.connects("11")
+	x.move(1, 3, 2) // the same winner among others
+	x.ask()
+	x.connects("12")
+	six := "[2001:db8::6]:80"
+	service := x.net.Serve(poller.NewTCP(netip.MustParseAddrPort(six)))
+	service.Pending = true
+	config := *x.manager.Cluster(0)
+	hosts, err := config.BuildHosts([]*configv1.Endpoint{{Name: shop, Address: six, AdditionalAddresses: []string{place(4), place(5)}}})
+	must(t, err)
+	config.Cluster = config.WithHosts(hosts)
+	x.manager.Update([]*upstream.Config{&config})
+	x.ask() // the winner is gone, and IPv4 goes first
+	x.connects("1201")
+	x.at[place(4)].Last().Refuse(unix.EHOSTUNREACH)
+	x.turn()
+	service.Last().Establish() // the first of the list: there is nothing to remember
+	x.turn()
+	x.ask()
+	if len(service.Peers) != 2 {
+		t.Errorf("the first address was tried %d times, want twice", len(service.Peers))
+	}
+}

@@ -12,24 +12,21 @@ import (
 type where struct {
 	targets []*poller.Address  // made at the first connect
 	places  *[]netip.AddrPort  // of a logical host: what targets were made of
-	won     int                // index of the address that connected last
-	until   int64              // ns: how long that one goes first
 	one     [1]*poller.Address // backs targets of a host with one address
+
+	winner *poller.Address // that connected where the one to try first did not; nil: none
+	until  int64           // ns: how long it goes first
 }
 
-// preferWinner is how long the address that won a race goes first in the next ones: whoever connects to a name with a family that does
-// not work pays the delay once, not each time (RFC 8305 section 3.1 and 5; ten minutes are RFC 6555's).
+// preferWinner is how long the address that won a race against the first goes first in the next ones: whoever connects to a name with
+// a family that does not work pays the delay once, not each time (RFC 8305 section 3.1 and 5; ten minutes are RFC 6555's).
 const preferWinner = int64(10 * time.Minute)
 
 // dial connects to the host: for a logical one to the first of its addresses that answers.
 func (h *host) dial(handler conn.Handler, o *conn.Options) *conn.Conn {
 	m, w := h.pool.manager, &h.where
 	w.look(h)
-	first := 0
-	if w.won > 0 && m.worker.Now() < w.until {
-		first = w.won
-	}
-	return conn.DialAny(m.worker, w.targets, first, m.nextID(), handler, o)
+	return conn.DialAny(m.worker, w.targets, w.first(m.worker.Now()), m.nextID(), handler, o)
 }
 
 // look makes the targets where they are not those of the host's addresses now.
@@ -38,8 +35,7 @@ func (w *where) look(h *host) {
 	if w.targets != nil && w.places == places {
 		return
 	}
-	*w = where{places: places}
-	w.targets = w.one[:0]
+	w.places, w.targets = places, w.one[:0]
 	switch {
 	case h.host.Path != "":
 		w.targets = append(w.targets, poller.NewUnix(h.host.Path))
@@ -52,15 +48,33 @@ func (w *where) look(h *host) {
 	}
 }
 
-// reached remembers which address answered.
-func (h *host) reached(c *conn.Conn) {
-	w := &h.where
-	if len(w.targets) < 2 {
-		return
+// first is the index of the target to try first: the last winner, or where the name has it no longer one of its family. Name servers
+// that turn their records round say nothing about what works.
+func (w *where) first(now int64) int {
+	if w.winner == nil || now >= w.until {
+		return 0
 	}
+	kin := 0
 	for i, t := range w.targets {
-		if now := c.Worker().Now(); t == c.Address() && (i != w.won || now >= w.until) {
-			w.won, w.until = i, now+preferWinner
+		switch {
+		case t.Text == w.winner.Text:
+			return i
+		case t.Family == w.winner.Family && w.targets[kin].Family != t.Family:
+			kin = i
 		}
 	}
+	return kin
+}
+
+// reached remembers which address answered.
+func (h *host) reached(c *conn.Conn) {
+	w, now := &h.where, c.Worker().Now()
+	if len(w.targets) < 2 || c.Address() == w.targets[w.first(now)] {
+		return
+	}
+	if c.Address() == w.targets[0] {
+		w.winner = nil
+		return
+	}
+	w.winner, w.until = c.Address(), now+preferWinner
 }
