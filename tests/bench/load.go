@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -26,6 +28,8 @@ const (
 type loadOrder struct {
 	Port, Connections int
 	Path              string
+	Host              string // default "bench"
+	Vary              int    // any: "00000" in path or host becomes a number below it, at random for each request
 	Close             bool
 	For               time.Duration
 	Rate              int // requests a second, timed from when they were due; 0: as fast as they are answered
@@ -137,6 +141,8 @@ type client struct {
 	conn  net.Conn
 	in    *bufio.Reader
 	ask   []byte
+	digit int // where "00000" stands in ask
+	draw  *rand.Rand
 }
 
 func (c *client) request() error {
@@ -148,13 +154,21 @@ func (c *client) request() error {
 		c.conn = conn
 		if c.in == nil {
 			c.in = bufio.NewReaderSize(conn, 64<<10)
-			c.ask = fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: bench\r\nUser-Agent: bench\r\nAccept: */*\r\n", c.order.Path)
+			c.ask = fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: bench\r\nAccept: */*\r\n", c.order.Path, cmp.Or(c.order.Host, "bench"))
+			c.digit, c.draw = bytes.Index(c.ask, []byte("00000")), rand.New(rand.NewPCG(rand.Uint64(), 0))
 			if c.order.Close {
 				c.ask = append(c.ask, "Connection: close\r\n"...)
 			}
 			c.ask = append(c.ask, "\r\n"...)
 		} else {
 			c.in.Reset(conn)
+		}
+	}
+	if c.order.Vary > 0 {
+		n := c.draw.IntN(c.order.Vary)
+		for i := 4; i >= 0; i-- {
+			c.ask[c.digit+i] = byte('0' + n%10)
+			n /= 10
 		}
 	}
 	err := c.exchange()

@@ -44,7 +44,7 @@ func main() {
 	}
 	rounds := flag.Int("rounds", 7, "interleaved rounds; the figures are medians")
 	secs := flag.Int("secs", 2, "seconds a round and peer")
-	only := flag.String("only", "", "workloads and scenarios, by comma; default all: h1 h1-64k h1-1m h1-close h1-log tcp tcp-1m latency memory snapshot")
+	only := flag.String("only", "", "workloads and scenarios, by comma; default all: h1 h1-64k h1-1m h1-close h1-log tcp tcp-1m latency memory snapshot scale")
 	bin := flag.String("bin", os.Getenv("RETINUE_BIN"), "directory of the binaries")
 	flag.Parse()
 	if err := run(*bin, *rounds, time.Duration(*secs)*time.Second, *only); err != nil {
@@ -76,6 +76,7 @@ func run(bin string, rounds int, each time.Duration, only string) error {
 		{"latency", func() error { return b.latency(rounds, each) }},
 		{"memory", b.memory},
 		{"snapshot", b.snapshot},
+		{"scale", func() error { return b.scale(rounds, each) }},
 	} {
 		if wanted(s.name) {
 			if err := s.run(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -80,21 +81,6 @@ func (b *bed) snapshot() error {
 		fmt.Fprintf(&big, "cluster \"c%d\" { endpoints = [\"127.0.0.1:%d\"] }\n", i, 10_000+i%50_000)
 	}
 	fmt.Printf("\na snapshot of %d clusters with %d routes, at %d requests a second\n", manyClusters, manyClusters, snapshotRate)
-	reload := func(text string) (time.Duration, error) {
-		next := p.config + ".next"
-		if err := os.WriteFile(next, []byte(text), 0o644); err != nil {
-			return 0, err
-		}
-		if err := os.Rename(next, p.config); err != nil {
-			return 0, err
-		}
-		began := time.Now()
-		cmd := exec.Command(p.bin, "reload", "--dir", filepath.Join(p.dir, "run"))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("reload: %w\n%.2000s", err, out)
-		}
-		return time.Since(began), nil
-	}
 	var took, calm, meanwhile []float64
 	for range 5 {
 		window := 3 * time.Second
@@ -108,7 +94,7 @@ func (b *bed) snapshot() error {
 			return err
 		}
 		time.Sleep(window / 6)
-		applied, failed := reload(big.String())
+		applied, failed := p.reload(big.String())
 		if r, err = wait(); err == nil && r.Errors > 0 {
 			err = fmt.Errorf("%d requests failed", r.Errors)
 		}
@@ -120,11 +106,94 @@ func (b *bed) snapshot() error {
 			return err
 		}
 		took, meanwhile = append(took, float64(applied)/1e6), append(meanwhile, float64(r.P99)/1e3)
-		if _, err := reload(small); err != nil {
+		if _, err := p.reload(small); err != nil {
 			return err
 		}
 	}
 	fmt.Printf("applied in %.0f ms; p99 %.0f µs without, %.0f µs meanwhile, ratio %.2f\n",
 		median(took), median(calm), median(meanwhile), median(divide(meanwhile, calm)))
 	return nil
+}
+
+// reload gives the suite another configuration.
+func (p *peer) reload(text string) (time.Duration, error) {
+	next := p.config + ".next"
+	if err := os.WriteFile(next, []byte(text), 0o644); err != nil {
+		return 0, err
+	}
+	if err := os.Rename(next, p.config); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	cmd := exec.Command(p.bin, "reload", "--dir", filepath.Join(p.dir, "run"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("reload: %w\n%.2000s", err, out)
+	}
+	return time.Since(began), nil
+}
+
+// scale is what a request costs with 10 and with 10,000 virtual hosts of two routes, a third of them wildcards, and with as many
+// routes in one virtual host, where requests ask for all of them evenly.
+func (b *bed) scale(rounds int, each time.Duration) error {
+	p := b.peers[0]
+	hosts := func(n int) string {
+		var text strings.Builder
+		for k := range n {
+			domain := fmt.Sprintf("a.host-%05d.example.com", k)
+			if k%3 == 0 {
+				domain = "*" + domain[1:]
+			}
+			fmt.Fprintf(&text, "    virtual_host %q {\n      route \"/api/*\" { cluster = cluster.up }\n      route \"/*\" { cluster = cluster.up }\n    }\n", domain)
+		}
+		return text.String()
+	}
+	routes := func(n int) string {
+		var text strings.Builder
+		text.WriteString("    virtual_host \"*\" {\n")
+		for k := range n {
+			fmt.Fprintf(&text, "      route \"/service-%05d/*\" {\n        cluster = cluster.up\n        rewrite { prefix = \"/\" }\n      }\n", k)
+		}
+		return text.String() + "    }\n"
+	}
+	const few, many = 10, 10_000
+	type table struct {
+		name, host, path string
+		make             func(n int) string
+		ports            [2]int
+	}
+	tables := []table{
+		{"hosts", "a.host-00000.example.com", "/1k", hosts, [2]int{port(), port()}},
+		{"routes", "bench", "/service-00000/1k", routes, [2]int{port(), port()}},
+	}
+	text := b.hcl(p)
+	for _, t := range tables {
+		for i, n := range []int{few, many} {
+			text += fmt.Sprintf("listener \"%s-%d\" {\n  address = [\"127.0.0.1:%d\"]\n  http {\n%s  }\n}\n", t.name, n, t.ports[i], t.make(n))
+		}
+	}
+	if _, err := p.reload(text); err != nil {
+		return err
+	}
+	for _, t := range tables {
+		var cost [2][]float64
+		for round := -1; round < rounds; round++ {
+			for _, i := range []int{round & 1, 1 - round&1} {
+				before := p.cpu()
+				r, err := b.load(loadOrder{Port: t.ports[i], Path: t.path, Host: t.host, Vary: []int{few, many}[i], Connections: 64, For: each})
+				if err != nil {
+					return err
+				}
+				if r.Errors > 0 {
+					return fmt.Errorf("%s: %d requests failed", t.name, r.Errors)
+				}
+				if round >= 0 {
+					cost[i] = append(cost[i], float64(p.cpu()-before)/float64(r.Requests)/1e3)
+				}
+			}
+		}
+		ratios := divide(cost[1], cost[0])
+		fmt.Printf("%-10s of %d %.2f µs, of %d %.2f µs: %.3f [%.2f..%.2f]\n", t.name, few, median(cost[0]), many, median(cost[1]), median(ratios), slices.Min(ratios), slices.Max(ratios))
+	}
+	_, err := p.reload(b.hcl(p))
+	return err
 }

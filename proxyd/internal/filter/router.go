@@ -95,10 +95,10 @@ func (r *Router) match(s *stream.Stream) *action {
 	if r.routes.table.Draws() {
 		asked.Draw = uint32(s.Worker.Rand() % million)
 	}
-	entry := r.routes.table.Match(&asked)
+	ordinal := r.routes.table.Match(&asked)
 	r.shared.scratch = asked.Scratch
-	if entry != nil {
-		r.action = &r.routes.actions[entry.Ordinal]
+	if ordinal >= 0 {
+		r.action = &r.routes.actions[ordinal]
 		s.RouteName, s.HostName = r.action.name, r.action.hostName
 	}
 	return r.action

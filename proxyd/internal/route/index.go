@@ -2,54 +2,55 @@ package route
 
 import (
 	"cmp"
+	"encoding/binary"
 	"hash/maphash"
 	"maps"
 	"slices"
 )
 
-// store holds the indexes of a table, one behind the other: what a request reads of a virtual host lies together. With thousands of
-// hosts it is cache misses that a lookup costs, so everything is as small and as near as it can be.
+// store holds the indexes of a table. With thousands of hosts it is cache misses that a look-up costs, so a key costs two lines of
+// memory: that of its slot, and that of its node, where everything that is needed next lies behind the key.
 type store struct {
 	seed  maphash.Seed
 	slots []slot
-	keys  []byte
-	lists []int32 // a count, then so many numbers
+	nodes []byte
 }
 
-// slot is a key of an index; four to a cache line.
+// slot is a key of an index; eight to a cache line.
 type slot struct {
-	hash        uint32 // 0: nobody is here
-	key, length uint32 // where in keys
-	// number is the only one of the key's list, or the complement of the list's place in lists.
-	number [1]int32
+	hash uint32 // 0: nobody is here
+	node uint32 // where in nodes
 }
 
-// index maps a key to an ascending list of numbers: open addressing, at most half full. The zero value is empty.
+// line is what comes from memory at once.
+const line = 64
+
+// A node is the length of its key in two bytes, the key, and its value.
+const nodeHead = 2
+
+// index maps keys to nodes: open addressing, at most half full. The zero value is empty.
 type index struct {
 	first, size uint32 // of its slots; a power of two of them
 }
 
-// hash is that of a key, for find.
-func (s *store) hash(key []byte) uint64 { return maphash.Bytes(s.seed, key) }
-
-// find is the list of a key, nil when it is absent.
-func (s *store) find(x index, key []byte) []int32 {
+// find is the value of a key and what is behind it, nil when it is absent.
+func (s *store) find(x index, key []byte) []byte {
 	if x.size == 0 {
 		return nil
 	}
-	hash := s.hash(key)
+	hash := maphash.Bytes(s.seed, key)
 	mask, tag := x.size-1, uint32(hash>>32)|1
 	for i := uint32(hash) & mask; ; i = (i + 1) & mask {
-		at := &s.slots[x.first+i]
+		at := s.slots[x.first+i]
 		if at.hash == 0 {
 			return nil
 		}
-		if at.hash == tag && int(at.length) == len(key) && string(s.keys[at.key:at.key+at.length]) == string(key) {
-			if at.number[0] >= 0 {
-				return at.number[:]
-			}
-			list := s.lists[^at.number[0]:]
-			return list[1 : 1+list[0]]
+		if at.hash != tag {
+			continue
+		}
+		node := s.nodes[at.node:]
+		if n := int(binary.LittleEndian.Uint16(node)); n == len(key) && string(node[nodeHead:nodeHead+n]) == string(key) {
+			return node[nodeHead+n:]
 		}
 	}
 }
@@ -90,8 +91,8 @@ func (b *builder) lengths() []int {
 	return slices.Compact(lengths)
 }
 
-// index puts what the builder has into the store.
-func (s *store) index(b *builder) (x index) {
+// index puts what the builder has into the store. value appends what a key's node holds behind it.
+func (s *store) index(b *builder, value func(dst []byte, list []int32) []byte) (x index) {
 	if len(b.lists) == 0 {
 		return x
 	}
@@ -105,20 +106,25 @@ func (s *store) index(b *builder) (x index) {
 	keys := slices.SortedFunc(maps.Keys(b.lists), func(a, c string) int {
 		return cmp.Or(cmp.Compare(b.lists[a][0], b.lists[c][0]), cmp.Compare(a, c))
 	})
+	var node []byte
 	for _, key := range keys {
-		list := b.lists[key]
-		hash := s.hash([]byte(key))
-		at := slot{hash: uint32(hash>>32) | 1, key: uint32(len(s.keys)), length: uint32(len(key)), number: [1]int32{list[0]}}
-		s.keys = append(s.keys, key...)
-		if len(list) > 1 {
-			at.number[0] = ^int32(len(s.lists))
-			s.lists = append(append(s.lists, int32(len(list))), list...)
-		}
+		node = append(binary.LittleEndian.AppendUint16(node[:0], uint16(len(key))), key...)
+		hash := maphash.String(s.seed, key)
 		i := hash & uint64(x.size-1)
 		for slots[i].hash != 0 {
 			i = (i + 1) & uint64(x.size-1)
 		}
-		slots[i] = at
+		slots[i] = slot{hash: uint32(hash>>32) | 1, node: s.put(value(node, b.lists[key]))}
 	}
 	return x
+}
+
+// put adds a node, which crosses no more lines than it must.
+func (s *store) put(node []byte) (at uint32) {
+	if over := len(s.nodes) % line; over > 0 && (over+len(node)-1)/line > (len(node)-1)/line {
+		s.nodes = append(s.nodes, make([]byte, line-over)...)
+	}
+	at = uint32(len(s.nodes))
+	s.nodes = append(s.nodes, node...)
+	return at
 }

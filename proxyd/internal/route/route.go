@@ -20,15 +20,44 @@ type Entry struct {
 	Host  *configv1.VirtualHost
 	Route *configv1.Route
 
-	methods uint16   // a bit for each MethodID; 0: any method
-	others  []string // methods without a number
-	regex   *regexp.Regexp
-	when    *conditions // nil: none
+	methods  uint16   // a bit for each MethodID; 0: any method
+	template bool     // its path is one, which its place in the index stands for
+	others   []string // methods without a number
+	regex    *regexp.Regexp
+	when     *conditions // nil: none
 }
 
 // plain tells that nothing is asked beyond the path that the entry is listed under.
 func (e *Entry) plain() bool {
 	return e.methods == 0 && e.others == nil && e.regex == nil && e.when == nil
+}
+
+// A guard is what a route asks beyond its path, as far as two bytes tell it: a bit for each MethodID, or guardEntry alone, which
+// sends to the entry. Lists hold it, because with thousands of routes the entries are far away.
+const (
+	guardEntry uint16 = 1 << 15
+	guardAny          = guardEntry - 1 // nothing is asked
+)
+
+// A MethodID is below the bit of guardEntry, and MethodOther, 0, is in no list of methods.
+var _ = [1]struct{}{}[header.NumMethods/15+header.MethodOther]
+
+func (e *Entry) guard() uint16 {
+	switch {
+	case e.others != nil || e.regex != nil || e.when != nil:
+		return guardEntry
+	case e.methods == 0:
+		return guardAny
+	}
+	return e.methods
+}
+
+// admits tells whether a request is that of a route under whose path it is listed.
+func (t *Table) admits(ordinal int, guard uint16, r *Request, path []byte) bool {
+	if guard == guardEntry {
+		return t.entries[ordinal].allows(r, path)
+	}
+	return guard>>r.ID&1 != 0
 }
 
 // allows tells whether a request whose path the entry is listed under is the entry's. path has no query.

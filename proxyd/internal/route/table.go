@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -31,16 +32,16 @@ type Table struct {
 
 	hostForms []hostForm // of all virtual hosts
 
-	exact    index        // of domains; items are positions in hosts
+	exact    index        // of domains
 	suffix   index        // "*.x" under ".x"
 	prefix   index        // "x.*" under "x."
 	suffixes []hostLength // longest first
 	prefixes []hostLength
-	catchAll int // position of the host of "*", -1
+	catchAll []byte // the value of the node of "*", nil
 	draws    bool
 }
 
-// virtualHost is the routes of one virtual host. Lists are ordinals in ascending order, which is source order. A regular
+// virtualHost is the routes of one virtual host that has more than a few. Lists are ordinals in ascending order, which is source order. A regular
 // expression stands under the literal text that every match begins with, "" at worst, so that thousands of them cost no more than
 // those that a path can match.
 type virtualHost struct {
@@ -49,6 +50,8 @@ type virtualHost struct {
 
 	templates       index
 	forms, formsEnd uint32 // of hostForms: its own, in the order of their first routes
+
+	ordinals, ordinalsEnd int // of all its routes
 }
 
 // edge is a set of bytes, a bit each: those that keys of one length have where the rest of a text begins. Mostly it is one, "/" or
@@ -88,10 +91,14 @@ type prefixLength struct {
 // maxDomain is above every name that DNS knows; a longer host matches "*" only.
 const maxDomain = 255
 
+// maxPath is above every path that a request can have.
+const maxPath = 1<<16 - 1
+
 // Compile builds the table of one connection manager. An error names the virtual host or the route, where it was
 // written, and what is wrong with it.
 func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
-	t := &Table{store: store{seed: maphash.MakeSeed()}, catchAll: -1}
+	t := &Table{store: store{seed: maphash.MakeSeed()}}
+	star := -1
 	total := 0
 	for _, vh := range hosts {
 		total += len(vh.GetRoutes())
@@ -112,8 +119,8 @@ func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
 			var added bool
 			switch {
 			case lower == "*":
-				added = t.catchAll < 0
-				t.catchAll = i
+				added = star < 0
+				star = i
 			case lower[0] == '*':
 				added = suffix.addOnce(lower[1:], int32(i))
 			case lower[len(lower)-1] == '*':
@@ -132,10 +139,20 @@ func Compile(hosts []*configv1.VirtualHost) (*Table, error) {
 		}
 		t.hosts = append(t.hosts, compiled)
 	}
-	t.exact = t.index(&exact)
-	t.suffix, t.suffixes = t.index(&suffix), hostLengths(&suffix, func(key string) byte { return key[0] })
-	t.prefix, t.prefixes = t.index(&prefix), hostLengths(&prefix, func(key string) byte { return key[len(key)-1] })
+	value := func(dst []byte, list []int32) []byte { return t.hostValue(dst, int(list[0])) }
+	t.exact = t.index(&exact, value)
+	if star >= 0 {
+		t.catchAll = t.hostValue(nil, star)
+	}
+	t.suffix, t.suffixes = t.index(&suffix, value), hostLengths(&suffix, func(key string) byte { return key[0] })
+	t.prefix, t.prefixes = t.index(&prefix, value), hostLengths(&prefix, func(key string) byte { return key[len(key)-1] })
 	return t, nil
+}
+
+// hostValue appends the value of the node of a domain.
+func (t *Table) hostValue(dst []byte, host int) []byte {
+	h := &t.hosts[host]
+	return appendHost(dst, host, t.entries[h.ordinals:h.ordinalsEnd], h.ordinals)
 }
 
 // validDomain accepts a host, in whose place or at one of whose ends a star may stand.
@@ -155,7 +172,7 @@ func validDomain(domain string) bool {
 }
 
 func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[edge]int32, forms map[form]int32) (virtualHost, error) {
-	var h virtualHost
+	h := virtualHost{ordinals: len(t.entries), ordinalsEnd: len(t.entries) + len(vh.GetRoutes())}
 	var exact, prefix builder
 	var templates templates
 	for i, route := range vh.GetRoutes() {
@@ -183,6 +200,9 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[ed
 			return fail(err)
 		}
 		t.draws = t.draws || (e.when != nil && e.when.fraction >= 0)
+		if m := route.GetMatch(); max(len(m.GetExact()), len(m.GetPrefix())) > maxPath {
+			return fail(fmt.Errorf("its path has more than %d bytes", maxPath))
+		}
 		switch path := route.GetMatch().GetPath().(type) {
 		case *configv1.RouteMatch_Exact:
 			exact.add(path.Exact, ordinal, e.plain())
@@ -192,20 +212,23 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[ed
 			if e.regex, err = anchor(path.Regex); err != nil {
 				return fail(fmt.Errorf("regex: %w", err))
 			}
-			literal, _ := regexp.MustCompile(path.Regex).LiteralPrefix()
-			prefix.add(literal, ordinal, false)
+			prefix.add(literal(path.Regex), ordinal, false)
 		case *configv1.RouteMatch_Template:
 			template, err := routing.ParseTemplate(path.Template)
 			if err != nil {
 				return fail(fmt.Errorf("template %q: %w", path.Template, err))
 			}
+			e.template = true
 			templates.add(t, forms, template, ordinal, e.plain())
 		default:
 			return fail(errNoPath)
 		}
 		t.entries = append(t.entries, e)
 	}
-	h.exact, h.prefix, h.first = t.index(&exact), t.index(&prefix), uint32(len(t.lengths))
+	if short := appendHost(nil, position, t.entries[h.ordinals:], h.ordinals); short[4] != longHost {
+		return h, nil // its routes stand behind its domains
+	}
+	h.exact, h.prefix, h.first = t.index(&exact, t.list), t.index(&prefix, t.list), uint32(len(t.lengths))
 	for _, length := range prefix.lengths() {
 		p := prefixLength{length: int32(length), least: math.MaxInt32}
 		var last edge
@@ -226,10 +249,16 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[ed
 		t.lengths = append(t.lengths, p)
 	}
 	h.end = uint32(len(t.lengths))
-	h.templates, h.forms = t.index(&templates.builder), uint32(len(t.hostForms))
+	h.templates, h.forms = t.index(&templates.builder, t.list), uint32(len(t.hostForms))
 	t.hostForms = append(t.hostForms, templates.forms()...)
 	h.formsEnd = uint32(len(t.hostForms))
 	return h, nil
+}
+
+// literal is the text that every match of an expression begins with.
+func literal(regex string) string {
+	text, _ := regexp.MustCompile(regex).LiteralPrefix()
+	return text
 }
 
 var errNoPath = errors.New("it has no path: give it an exact path, a prefix, a template or a regex")
@@ -251,18 +280,21 @@ func (t *Table) Entry(ordinal int) *Entry { return &t.entries[ordinal] }
 // Draws tells that a route takes a fraction of requests: Match needs Request.Draw.
 func (t *Table) Draws() bool { return t.draws }
 
-// Match finds the route of a request, nil when there is none. The virtual host is that of the exact name, else of the longest
+// Match finds the ordinal of a request's route, -1 when there is none. The virtual host is that of the exact name, else of the longest
 // "*.suffix", else of the longest "prefix.*", else of "*"; in it the first route in source order that matches wins.
-func (t *Table) Match(r *Request) *Entry {
-	i := t.VirtualHost(r.Host)
-	if i < 0 {
-		return nil
+func (t *Table) Match(r *Request) int {
+	host := t.host(r.Host)
+	if host == nil {
+		return -1
 	}
 	path := r.Path
 	if q := bytes.IndexByte(path, '?'); q >= 0 {
 		path = path[:q]
 	}
-	h := &t.hosts[i]
+	if host[4] != longHost {
+		return t.short(host, r, path)
+	}
+	h := &t.hosts[binary.LittleEndian.Uint32(host)]
 	best := int32(math.MaxInt32)
 	if h.exact.size > 0 {
 		best = t.first(t.find(h.exact, path), best, r, path)
@@ -281,18 +313,34 @@ func (t *Table) Match(r *Request) *Entry {
 		best = t.template(h, best, r, path)
 	}
 	if best == math.MaxInt32 {
-		return nil
+		return -1
 	}
-	return &t.entries[best]
+	return int(best)
 }
 
-// first is the first route of a list, below best, whose conditions hold; best when there is none.
-func (t *Table) first(list []int32, best int32, r *Request, path []byte) int32 {
-	for _, ordinal := range list {
+// list appends the value of a path's node: a count in four bytes, then for so many routes the ordinal in four, ascending, and the
+// guard in two.
+func (t *Table) list(dst []byte, ordinals []int32) []byte {
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(ordinals)))
+	for _, n := range ordinals {
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(n))
+		dst = binary.LittleEndian.AppendUint16(dst, t.entries[n].guard())
+	}
+	return dst
+}
+
+// first is the first route of a list, below best, that the request is for; best when there is none.
+func (t *Table) first(list []byte, best int32, r *Request, path []byte) int32 {
+	if list == nil {
+		return best
+	}
+	n := binary.LittleEndian.Uint32(list)
+	for list = list[4:]; n > 0; n, list = n-1, list[6:] {
+		ordinal := int32(binary.LittleEndian.Uint32(list))
 		if ordinal >= best {
 			break
 		}
-		if t.entries[ordinal].allows(r, path) {
+		if t.admits(int(ordinal), binary.LittleEndian.Uint16(list[4:]), r, path) {
 			return ordinal
 		}
 	}
@@ -301,6 +349,14 @@ func (t *Table) first(list []int32, best int32, r *Request, path []byte) int32 {
 
 // VirtualHost is the position of the virtual host of an authority, -1 when there is none.
 func (t *Table) VirtualHost(authority []byte) int {
+	if host := t.host(authority); host != nil {
+		return int(binary.LittleEndian.Uint32(host))
+	}
+	return -1
+}
+
+// host is the value of the node of the domain that an authority has, nil when there is none.
+func (t *Table) host(authority []byte) []byte {
 	if t.exact.size == 0 && t.suffixes == nil && t.prefixes == nil {
 		return t.catchAll
 	}
@@ -316,22 +372,22 @@ func (t *Table) VirtualHost(authority []byte) int {
 	}
 	var lower [maxDomain]byte
 	host := header.AppendLower(lower[:0], name)
-	if list := t.find(t.exact, host); list != nil {
-		return int(list[0])
+	if found := t.find(t.exact, host); found != nil {
+		return found
 	}
 	for i := range t.suffixes {
 		l := &t.suffixes[i]
 		if l.length < len(host) && l.edge.has(host[len(host)-l.length]) {
-			if list := t.find(t.suffix, host[len(host)-l.length:]); list != nil {
-				return int(list[0])
+			if found := t.find(t.suffix, host[len(host)-l.length:]); found != nil {
+				return found
 			}
 		}
 	}
 	for i := range t.prefixes {
 		l := &t.prefixes[i]
 		if l.length < len(host) && l.edge.has(host[l.length-1]) {
-			if list := t.find(t.prefix, host[:l.length]); list != nil {
-				return int(list[0])
+			if found := t.find(t.prefix, host[:l.length]); found != nil {
+				return found
 			}
 		}
 	}
