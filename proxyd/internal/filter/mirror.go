@@ -50,8 +50,8 @@ func (r *Router) mirror(s *stream.Stream, end bool) {
 	if s.Upgrade || s.Request.MethodID() == header.MethodConnect {
 		return // a tunnel has no copy
 	}
-	for i := range r.action.mirrors {
-		to := &r.action.mirrors[i]
+	for i := range *r.action.mirrors {
+		to := &(*r.action.mirrors)[i]
 		if to.fraction < million && s.Worker.Rand()%million >= to.fraction {
 			continue
 		}

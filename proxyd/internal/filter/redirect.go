@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"cmp"
 	"fmt"
 
 	"retinue.dev/proxyd/internal/counters"
@@ -10,51 +11,49 @@ import (
 	configv1 "retinue.dev/services/api/config/v1"
 )
 
-func (a *action) redirectTo(r *configv1.Redirect, template string) error {
-	a.kind, a.status = redirect, int(r.GetStatus())
+func newRedirect(r *configv1.Redirect, match *configv1.RouteMatch) (*answer, error) {
+	a := &answer{status: cmp.Or(int(r.GetStatus()), 301), scheme: r.GetScheme(), path: r.GetPath(), stripQuery: r.GetStripQuery()}
 	switch a.status {
-	case 0:
-		a.status = 301
 	case 301, 302, 303, 307, 308:
 	default:
-		return fmt.Errorf("redirect: status %d is not one of 301, 302, 303, 307, 308", a.status)
+		return nil, fmt.Errorf("redirect: status %d is not one of 301, 302, 303, 307, 308", a.status)
 	}
-	a.scheme, a.path, a.stripQuery = r.GetScheme(), r.GetPath(), r.GetStripQuery()
 	if r.GetHost() != "" {
 		if !header.ValidAuthority([]byte(r.GetHost())) {
-			return fmt.Errorf("redirect: %q is not a host with an optional port", r.GetHost())
+			return nil, fmt.Errorf("redirect: %q is not a host with an optional port", r.GetHost())
 		}
 		host, port, _ := header.SplitAuthority([]byte(r.GetHost()))
 		a.host, a.port = host, string(port)
 	}
 	if r.GetPort() > 65535 {
-		return fmt.Errorf("redirect: port %d is above 65535", r.GetPort())
+		return nil, fmt.Errorf("redirect: port %d is above 65535", r.GetPort())
 	}
 	if r.GetPort() > 0 {
 		a.port = fmt.Sprint(r.GetPort())
 	}
-	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite(), template); err != nil {
-		return fmt.Errorf("redirect: %w", err)
+	var err error
+	if a.rewrite, err = newRewrite(match, r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite()); err != nil {
+		return nil, fmt.Errorf("redirect: %w", err)
 	}
 	for _, part := range []string{a.scheme, a.path} {
 		if !header.ValidTarget([]byte(part)) {
-			return fmt.Errorf("redirect: %q cannot be part of a Location", part)
+			return nil, fmt.Errorf("redirect: %q cannot be part of a Location", part)
 		}
 	}
-	return nil
+	return a, nil
 }
 
 // redirect answers with a Location that keeps what the route does not replace.
 func (r *Router) redirect(s *stream.Stream) {
 	s.Cells[counters.HTTPRqRedirect]++
-	h := s.NewReply(r.action.status)
-	r.shared.scratch = r.action.location(r.shared.scratch[:0], &s.Request, &r.shared.machine)
+	h := s.NewReply(r.action.answer.status)
+	r.shared.scratch = r.action.answer.location(r.shared.scratch[:0], &s.Request, &r.shared.machine)
 	h.Add(header.Location, nil, r.shared.scratch)
 	r.edited(s, h)
 	s.SendReply(nil, "", stream.DetailDirectResponse)
 }
 
-func (a *action) location(dst []byte, request *header.Request, m *substitution.Machine) []byte {
+func (a *answer) location(dst []byte, request *header.Request, m *substitution.Machine) []byte {
 	host, port, _ := header.SplitAuthority(request.Authority())
 	start := len(dst)
 	scheme := request.Scheme()
@@ -103,7 +102,7 @@ func (a *action) location(dst []byte, request *header.Request, m *substitution.M
 
 // decoded is what a request gets whose path held encoded slashes that are to be decoded in the open: a redirect to the
 // decoded path.
-var decoded = action{kind: redirect, status: 307}
+var decoded = answer{status: 307}
 
 // redirectDecoded answers so, before any route is looked for.
 func (r *Router) redirectDecoded(s *stream.Stream) {

@@ -13,7 +13,6 @@ import (
 // rewrite replaces a part of a path.
 type rewrite struct {
 	matched  int  // bytes of the path that the match names
-	exact    bool // the match names the whole path
 	prefixes bool // what the match names becomes with
 	with     []byte
 	regex    *substitution.Substitution
@@ -22,28 +21,36 @@ type rewrite struct {
 
 func (w *rewrite) rewrites() bool { return w.prefixes || w.regex != nil || w.template != nil }
 
-// compile takes the one of the three that is there; match is the template of the route.
-func (w *rewrite) compile(prefix *string, by *configv1.RegexRewrite, template, match string) (err error) {
+// newRewrite takes the one of the three that is there.
+func newRewrite(match *configv1.RouteMatch, prefix *string, by *configv1.RegexRewrite, template string) (w rewrite, err error) {
 	switch {
 	case prefix != nil && by != nil, template != "" && (prefix != nil || by != nil):
-		return fmt.Errorf("prefix_rewrite, regex_rewrite and template_rewrite exclude each other")
+		return w, fmt.Errorf("prefix_rewrite, regex_rewrite and template_rewrite exclude each other")
 	case template != "":
-		w.template, err = compileTemplate(match, template)
-		return err
+		w.template, err = compileTemplate(match.GetTemplate(), template)
+		return w, err
 	case prefix != nil:
+		switch m := match.GetPath().(type) {
+		case *configv1.RouteMatch_Exact:
+			w.matched = len(m.Exact)
+		case *configv1.RouteMatch_Prefix:
+			w.matched = len(m.Prefix)
+		default:
+			return w, fmt.Errorf("prefix_rewrite needs a prefix or an exact path, not a template or a regular expression")
+		}
 		w.prefixes, w.with = true, []byte(*prefix)
 		if !header.ValidTarget(w.with) {
-			return fmt.Errorf("prefix_rewrite %q has spaces or control characters", w.with)
+			return w, fmt.Errorf("prefix_rewrite %q has spaces or control characters", w.with)
 		}
 	case by != nil:
 		if !header.ValidTarget([]byte(by.GetSubstitution())) {
-			return fmt.Errorf("regex_rewrite: substitution %q has spaces or control characters", by.GetSubstitution())
+			return w, fmt.Errorf("regex_rewrite: substitution %q has spaces or control characters", by.GetSubstitution())
 		}
 		if w.regex, err = substitution.New(by.GetPattern(), by.GetSubstitution()); err != nil {
-			return fmt.Errorf("regex_rewrite: %w", err)
+			return w, fmt.Errorf("regex_rewrite: %w", err)
 		}
 	}
-	return nil
+	return w, nil
 }
 
 // apply appends the path with what is to be replaced replaced; a query stays. A rewrite to nothing leaves a slash. The machine is

@@ -13,8 +13,9 @@ func TestRewrite(t *testing.T) {
 	prefix := func(matched int, with string) rewrite {
 		return rewrite{matched: matched, prefixes: true, with: []byte(with)}
 	}
-	regex := func(pattern, substitution string) (w rewrite) {
-		if err := w.compile(nil, &configv1.RegexRewrite{Pattern: pattern, Substitution: substitution}, "", ""); err != nil {
+	regex := func(pattern, substitution string) rewrite {
+		w, err := newRewrite(nil, nil, &configv1.RegexRewrite{Pattern: pattern, Substitution: substitution}, "")
+		if err != nil {
 			t.Fatal(err)
 		}
 		return w
@@ -41,8 +42,7 @@ func TestRewrite(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{`\2`, `\x`, `\`, "a b", `\\`} {
-		var w rewrite
-		if err := w.compile(nil, &configv1.RegexRewrite{Pattern: "(a)", Substitution: bad}, "", ""); err == nil {
+		if _, err := newRewrite(nil, nil, &configv1.RegexRewrite{Pattern: "(a)", Substitution: bad}, ""); err == nil {
 			t.Errorf("substitution %q was taken", bad)
 		}
 	}
@@ -110,7 +110,7 @@ func TestRelativeRedirectKeepsItsHost(t *testing.T) {
 	var r header.Request
 	r.SetScheme([]byte("http"))
 	r.SetPath([]byte("//evil.example/x?y"))
-	a := action{kind: redirect}
+	var a answer
 	if got := string(a.location(nil, &r, nil)); got != "/evil.example/x?y" {
 		t.Errorf("got %q", got)
 	}

@@ -162,7 +162,7 @@ func (r *Router) DecodeHeaders(s *stream.Stream, end bool) {
 		return
 	case respond:
 		s.Cells[counters.HTTPRqDirectResponse]++
-		r.reply(s, a.status, a.body, a.contentType, stream.DetailDirectResponse)
+		r.reply(s, a.answer.status, a.answer.body, a.answer.contentType, stream.DetailDirectResponse)
 		return
 	}
 	if s.Upgrade && a.upgrades != nil && !a.upgrades.permits(&s.Request) {
@@ -231,32 +231,39 @@ func (r *Router) pick(s *stream.Stream) *target {
 // edit turns the request into the one that goes upstream.
 func (r *Router) edit(s *stream.Stream) {
 	a := r.action
-	if a.tells&tellEnvoy != 0 && (a.rewrites() || a.query != nil) {
-		r.shared.scratch = append(r.shared.scratch[:0], s.Request.Path()...)
-		s.Request.Set(header.XEnvoyOriginalPath, nil, r.shared.scratch)
-	}
-	if a.rewrites() {
-		r.shared.scratch = a.rewrite.apply(r.shared.scratch[:0], s.Request.Path(), &r.shared.machine)
-		s.Request.SetPath(r.shared.scratch)
-	}
-	if a.query != nil {
-		r.shared.scratch = a.query.apply(r.shared.scratch[:0], s.Request.Path())
-		s.Request.SetPath(r.shared.scratch)
-	}
-	if a.hostRewrite != nil {
-		s.Request.SetAuthority(a.hostRewrite)
-	}
-	if a.hostFrom.name != nil {
-		if i := a.hostFrom.find(&s.Request.Block); i >= 0 && header.ValidAuthority(s.Request.ValueAt(i)) {
-			r.shared.scratch = append(r.shared.scratch[:0], s.Request.ValueAt(i)...)
-			s.Request.SetAuthority(r.shared.scratch)
-		}
+	if a.edits != nil {
+		r.rewrite(s, a.edits)
 	}
 	for i := range a.request {
 		a.request[i].apply(&s.Request.Block, s, r.shared.scratch)
 	}
 	for i := range r.target.request {
 		r.target.request[i].apply(&s.Request.Block, s, r.shared.scratch)
+	}
+}
+
+// rewrite changes the request's path and host.
+func (r *Router) rewrite(s *stream.Stream, e *edits) {
+	if r.action.tells&tellEnvoy != 0 && (e.rewrites() || e.query != nil) {
+		r.shared.scratch = append(r.shared.scratch[:0], s.Request.Path()...)
+		s.Request.Set(header.XEnvoyOriginalPath, nil, r.shared.scratch)
+	}
+	if e.rewrites() {
+		r.shared.scratch = e.rewrite.apply(r.shared.scratch[:0], s.Request.Path(), &r.shared.machine)
+		s.Request.SetPath(r.shared.scratch)
+	}
+	if e.query != nil {
+		r.shared.scratch = e.query.apply(r.shared.scratch[:0], s.Request.Path())
+		s.Request.SetPath(r.shared.scratch)
+	}
+	if e.host != nil {
+		s.Request.SetAuthority(e.host)
+	}
+	if e.hostFrom.name != nil {
+		if i := e.hostFrom.find(&s.Request.Block); i >= 0 && header.ValidAuthority(s.Request.ValueAt(i)) {
+			r.shared.scratch = append(r.shared.scratch[:0], s.Request.ValueAt(i)...)
+			s.Request.SetAuthority(r.shared.scratch)
+		}
 	}
 }
 

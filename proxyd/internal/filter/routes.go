@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"time"
@@ -30,6 +31,9 @@ type Compiler struct {
 	Format func(format string) (Formatter, error)
 	// Filters makes the factories of a list of filters; nil refuses them.
 	Filters func(uses []*configv1.FilterUse) ([]stream.Factory, error)
+
+	// plain are lists of one cluster of which nothing is asked: all routes to it share one, and so its place in the caches.
+	plain map[string][]target
 }
 
 // Routes are the compiled routes of one connection manager. Immutable; workers share them.
@@ -51,44 +55,56 @@ const (
 	respond
 )
 
-// action is what one route does.
+// action is what one route does. Where there are thousands, each request finds another's in memory: what every request asks for
+// comes first and fits into four lines, what few ask for is elsewhere.
 type action struct {
 	kind     actionKind
+	priority cluster.Priority
+	tells    tells
+	targets  []target
+	weights  uint64
 	name     string
 	hostName string
-
-	targets     []target
-	weights     uint64
-	timeout     int64 // ns; 0 off
-	idle        int64 // ns; below 0: the connection manager's
-	maxDuration int64 // ns; below 0: the connection manager's
-	retry       *retryPolicy
-	tells       tells
-	priority    cluster.Priority
-
-	sticky  *sticky
-	hash    *hashPolicy // nil: none
-	mirrors []mirrorTo
-
-	rewrite
-	hostRewrite []byte
-	hostFrom    headerOp // the header whose value replaces the host; name nil: none
-	query       *queryRewrite
-
-	status      int
-	body        []byte
-	contentType string
-	scheme      string
-	host        []byte // of a redirect, without the port
-	port        string
-	path        string
-	stripQuery  bool
 
 	upgrades *Upgrades         // nil: all that the connection manager allows
 	sampling *tracing.Sampling // nil: the connection manager's
 	filters  []stream.Factory
 	request  []headerOps // of all routes, the virtual host, the route: the more specific has the last word
 	response []headerOps
+
+	timeout     int64 // ns; 0 off
+	idle        int64 // ns; below 0: the connection manager's
+	maxDuration int64 // ns; below 0: the connection manager's
+	retry       *retryPolicy
+	sticky      *sticky
+	hash        *hashPolicy // nil: none
+	edits       *edits      // nil: none
+	mirrors     *[]mirrorTo // nil: none
+	answer      *answer     // of redirect and respond
+
+	_ [3]uint64 // whole lines
+}
+
+// edits are what a route changes of a request's path and host.
+type edits struct {
+	rewrite
+	host     []byte
+	hostFrom headerOp // the header whose value replaces the host; name nil: none
+	query    *queryRewrite
+}
+
+// answer is what is answered without an upstream.
+type answer struct {
+	status      int
+	body        []byte
+	contentType string
+
+	rewrite    // of a redirect
+	scheme     string
+	host       []byte // without the port
+	port       string
+	path       string
+	stripQuery bool
 }
 
 type target struct {
@@ -107,6 +123,7 @@ func (c *Compiler) Compile(h *configv1.Http) (*Routes, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.plain = map[string][]target{}
 	r := &Routes{table: table, actions: make([]action, table.Len())}
 	for i := range r.actions {
 		entry := table.Entry(i)
@@ -159,40 +176,25 @@ func place(s *configv1.Source) string {
 
 func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHost, r *configv1.Route) error {
 	a.name, a.hostName, a.sampling = r.GetName(), host.GetName(), tracing.Override(h.GetTracing(), r.GetTracing())
-	named := true
 	a.tells = tellsOf(h, host)
-	switch m := r.GetMatch().GetPath().(type) {
-	case *configv1.RouteMatch_Exact:
-		a.matched, a.exact = len(m.Exact), true
-	case *configv1.RouteMatch_Prefix:
-		a.matched = len(m.Prefix)
-	default:
-		named = false
-	}
-	template := r.GetMatch().GetTemplate()
 	var err error
 	if a.filters, err = c.filters(r.GetFilters()); err != nil {
 		return err
 	}
 	switch {
 	case r.GetRoute() != nil:
-		err = c.forward(a, r.GetRoute(), template)
+		err = c.forward(a, r.GetRoute(), r.GetMatch())
 	case r.GetRedirect() != nil:
-		err = a.redirectTo(r.GetRedirect(), template)
+		a.kind = redirect
+		a.answer, err = newRedirect(r.GetRedirect(), r.GetMatch())
 	case r.GetRespond() != nil:
 		d := r.GetRespond()
-		a.kind, a.status, a.body, a.contentType = respond, int(d.GetStatus()), d.GetBody(), d.GetContentType()
-		if a.contentType == "" {
-			a.contentType = "text/plain"
-		}
-		if a.status < 200 || a.status > 599 {
-			err = fmt.Errorf("respond: status %d is not between 200 and 599", a.status)
+		a.kind, a.answer = respond, &answer{status: int(d.GetStatus()), body: d.GetBody(), contentType: cmp.Or(d.GetContentType(), "text/plain")}
+		if a.answer.status < 200 || a.answer.status > 599 {
+			err = fmt.Errorf("respond: status %d is not between 200 and 599", a.answer.status)
 		}
 	default:
 		err = fmt.Errorf("there is no action: give it a cluster, a split, a redirect or a respond")
-	}
-	if err == nil && a.prefixes && !named {
-		err = fmt.Errorf("prefix_rewrite needs a prefix or an exact path, not a template or a regular expression")
 	}
 	if err != nil {
 		return err
@@ -210,7 +212,7 @@ func (c *Compiler) action(a *action, h *configv1.Http, host *configv1.VirtualHos
 	return nil
 }
 
-func (c *Compiler) forward(a *action, r *configv1.RouteAction, template string) error {
+func (c *Compiler) forward(a *action, r *configv1.RouteAction, match *configv1.RouteMatch) error {
 	a.timeout, a.idle, a.maxDuration = defaultRouteTimeout, -1, -1
 	if u := r.GetUpgrades(); u != nil {
 		allowed := NewUpgrades(u.GetTypes())
@@ -238,6 +240,13 @@ func (c *Compiler) forward(a *action, r *configv1.RouteAction, template string) 
 	if len(a.targets) == 0 {
 		return fmt.Errorf("no cluster has a weight above 0")
 	}
+	if t := a.targets; len(t) == 1 && !t[0].choosy && t[0].request == nil && t[0].response == nil {
+		if known, ok := c.plain[t[0].name]; ok {
+			a.targets = known
+		} else {
+			c.plain[t[0].name] = t
+		}
+	}
 	if r.GetPriority() == configv1.RoutingPriority_ROUTING_PRIORITY_HIGH {
 		a.priority = cluster.High
 	}
@@ -254,18 +263,7 @@ func (c *Compiler) forward(a *action, r *configv1.RouteAction, template string) 
 	if a.retry, err = compileRetry(r.GetRetry()); err != nil {
 		return err
 	}
-	if err := a.compile(r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite(), template); err != nil {
-		return err
-	}
-	if a.prefixes && len(a.with) > 0 && a.with[0] != '/' {
-		return fmt.Errorf("prefix_rewrite %q: a path begins with a slash", a.with)
-	}
-	if name := r.GetHostRewriteHeader(); name != "" {
-		if a.hostFrom = namedOp(name); !header.ValidName(a.hostFrom.name) {
-			return fmt.Errorf("host_rewrite_header: %q is not a header name", name)
-		}
-	}
-	if a.query, err = compileQuery(r.GetQueryRewrite()); err != nil {
+	if a.edits, err = newEdits(r, match); err != nil {
 		return err
 	}
 	if a.sticky, err = compileSticky(r.GetSticky()); err != nil {
@@ -274,19 +272,42 @@ func (c *Compiler) forward(a *action, r *configv1.RouteAction, template string) 
 	if a.hash, err = compileHash(r.GetHashPolicies()); err != nil {
 		return err
 	}
-	for _, m := range r.GetMirrors() {
-		to := mirrorTo{handle: c.Cluster(m.GetCluster()), fraction: uint64(m.GetFraction())}
-		if m.GetFraction() == 0 {
-			to.fraction = million
-		}
-		a.mirrors = append(a.mirrors, to)
-	}
-	if h := r.GetHostRewrite(); h != "" {
-		if a.hostRewrite = []byte(h); !header.ValidAuthority(a.hostRewrite) {
-			return fmt.Errorf("host_rewrite %q is not a host with an optional port", h)
+	if list := r.GetMirrors(); len(list) > 0 {
+		a.mirrors = new([]mirrorTo)
+		for _, m := range list {
+			*a.mirrors = append(*a.mirrors, mirrorTo{handle: c.Cluster(m.GetCluster()), fraction: uint64(cmp.Or(m.GetFraction(), million))})
 		}
 	}
 	return nil
+}
+
+// newEdits is nil where nothing is changed.
+func newEdits(r *configv1.RouteAction, match *configv1.RouteMatch) (*edits, error) {
+	var e edits
+	var err error
+	if e.rewrite, err = newRewrite(match, r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite()); err != nil {
+		return nil, err
+	}
+	if e.prefixes && len(e.with) > 0 && e.with[0] != '/' {
+		return nil, fmt.Errorf("prefix_rewrite %q: a path begins with a slash", e.with)
+	}
+	if name := r.GetHostRewriteHeader(); name != "" {
+		if e.hostFrom = namedOp(name); !header.ValidName(e.hostFrom.name) {
+			return nil, fmt.Errorf("host_rewrite_header: %q is not a header name", name)
+		}
+	}
+	if e.query, err = compileQuery(r.GetQueryRewrite()); err != nil {
+		return nil, err
+	}
+	if h := r.GetHostRewrite(); h != "" {
+		if e.host = []byte(h); !header.ValidAuthority(e.host) {
+			return nil, fmt.Errorf("host_rewrite %q is not a host with an optional port", h)
+		}
+	}
+	if !e.rewrites() && e.host == nil && e.hostFrom.name == nil && e.query == nil {
+		return nil, nil
+	}
+	return &e, nil
 }
 
 // Milliseconds converts a configured duration, which may be absurd, without overflow.

@@ -3,6 +3,7 @@ package filter
 import (
 	"strings"
 	"testing"
+	"unsafe"
 
 	"retinue.dev/proxyd/internal/cluster"
 	configv1 "retinue.dev/services/api/config/v1"
@@ -74,5 +75,12 @@ func TestMilliseconds(t *testing.T) {
 	}
 	if got := Milliseconds(1 << 62); got <= 0 || got+got < 0 {
 		t.Errorf("an absurd time-out became %d", got)
+	}
+}
+
+// TestActionsAreWholeLines holds the size of what thousands of routes have one each of.
+func TestActionsAreWholeLines(t *testing.T) {
+	if size := unsafe.Sizeof(action{}); size != 4*64 {
+		t.Errorf("an action has %d bytes", size)
 	}
 }
