@@ -8,7 +8,6 @@ package routing
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -218,7 +217,7 @@ func circumstances(m *configv1.RouteMatch, r *Request) (ok bool, reason string) 
 }
 
 func anchored(pattern, s string) bool {
-	re, err := regexp.Compile(`\A(?:` + pattern + `)\z`)
+	re, err := Expression(pattern)
 	return err == nil && re.MatchString(s)
 }
 

@@ -89,7 +89,7 @@ func (c *compiler) patterns(list []schema.Value) []string {
 	for _, v := range list {
 		s, _ := v.V.(string)
 		if expression, ok := strings.CutPrefix(s, "~"); ok {
-			if !c.expression(schema.Value{V: expression, Range: v.Range}, true) {
+			if !c.expression(schema.Value{V: expression, Range: v.Range}) {
 				continue
 			}
 		} else if s == "" || strings.Count(s, "*") > 1 {

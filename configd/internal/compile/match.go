@@ -4,11 +4,11 @@ import (
 	"math"
 	"mime"
 	"net/netip"
-	"regexp"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
 
+	"retinue.dev/libs/routing"
 	configv1 "retinue.dev/services/api/config/v1"
 
 	"retinue.dev/configd/internal/diag"
@@ -151,7 +151,7 @@ func (c *compiler) fieldMatch(n *schema.Node) *configv1.FieldMatch {
 	case "contains":
 		f.Test = &configv1.FieldMatch_Contains{Contains: s}
 	case "regex":
-		if !c.expression(n.Get("regex"), true) {
+		if !c.expression(n.Get("regex")) {
 			return nil
 		}
 		f.Test = &configv1.FieldMatch_Regex{Regex: s}
@@ -183,17 +183,14 @@ func (c *compiler) fieldMatch(n *schema.Node) *configv1.FieldMatch {
 	return f
 }
 
-// expression checks a regular expression that is a value; whole ones are anchored.
-func (c *compiler) expression(v schema.Value, whole bool) bool {
+// expression checks a regular expression that is a value.
+func (c *compiler) expression(v schema.Value) bool {
 	s, _ := v.V.(string)
-	_, err := regexp.Compile(s)
-	if err == nil && whole {
-		_, err = regexp.Compile(`^(?:` + s + `)$`)
-	}
+	err := routing.CheckExpression(s)
 	if s == "" || err != nil {
 		detail := "It is empty"
 		if err != nil {
-			detail = strings.TrimPrefix(err.Error(), "error parsing regexp: ")
+			detail = err.Error()
 		}
 		c.diags.Report(diag.InvalidRegex, v.Range, "Invalid regular expression", "%s. Expressions are RE2 (no backreferences, no lookaround).", detail)
 		return false

@@ -107,9 +107,8 @@ func (c *compiler) regex(n *schema.Node, m *configv1.RouteMatch, re string, star
 		c.diags.Report(diag.InvalidRegex, at, "Invalid regular expression", "A regular expression has 1 to %d bytes.", maxRegex)
 		return nil
 	}
-	if _, err := regexp.Compile(`^(?:` + re + `)$`); err != nil {
-		detail := strings.TrimPrefix(err.Error(), "error parsing regexp: ")
-		c.diags.Report(diag.InvalidRegex, at, "Invalid regular expression", "%s. Expressions are RE2 (no backreferences, no lookaround).", strings.ReplaceAll(strings.ReplaceAll(detail, "^(?:", ""), ")$", ""))
+	if err := routing.CheckExpression(re); err != nil {
+		c.diags.Report(diag.InvalidRegex, at, "Invalid regular expression", "%s. Expressions are RE2 (no backreferences, no lookaround).", err)
 		return nil
 	}
 	m.Path = &configv1.RouteMatch_Regex{Regex: re}

@@ -53,7 +53,7 @@ func (c *compiler) regexRewrite(n *schema.Node) *configv1.RegexRewrite {
 	if n.Has("prefix") {
 		c.diags.Report(diag.Exclusive, n.Range("regex"), "Attributes exclude each other", "regex and prefix both replace a part of the path: write one.")
 	}
-	if !c.expression(n.Get("regex"), false) {
+	if !c.expression(n.Get("regex")) {
 		return nil
 	}
 	groups := regexp.MustCompile(n.Str("regex")).NumSubexp()

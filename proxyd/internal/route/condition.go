@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 
+	"retinue.dev/libs/routing"
 	"retinue.dev/proxyd/internal/header"
 	configv1 "retinue.dev/services/api/config/v1"
 )
@@ -137,7 +138,7 @@ func compileTest(f *configv1.FieldMatch) (t fieldTest, err error) {
 		text(testContains, test.Contains)
 	case *configv1.FieldMatch_Regex:
 		t.kind = testRegex
-		t.regex, err = anchor(test.Regex)
+		t.regex, err = routing.Expression(test.Regex)
 	case *configv1.FieldMatch_Range:
 		t.kind, t.start, t.end = testRange, test.Range.GetStart(), test.Range.GetEnd()
 	case *configv1.FieldMatch_Present:
@@ -146,14 +147,6 @@ func compileTest(f *configv1.FieldMatch) (t fieldTest, err error) {
 		err = fmt.Errorf("there is no test")
 	}
 	return t, err
-}
-
-// anchor compiles an expression for a whole text. It is compiled alone first: "a)|(b" would be valid between the anchors.
-func anchor(pattern string) (*regexp.Regexp, error) {
-	if _, err := regexp.Compile(pattern); err != nil {
-		return nil, err
-	}
-	return regexp.Compile(`\A(?:` + pattern + `)\z`)
 }
 
 func (c *conditions) hold(r *Request) bool {

@@ -209,7 +209,7 @@ func (t *Table) compileHost(position int, vh *configv1.VirtualHost, edges map[ed
 		case *configv1.RouteMatch_Prefix:
 			prefix.add(path.Prefix, ordinal, e.plain())
 		case *configv1.RouteMatch_Regex:
-			if e.regex, err = anchor(path.Regex); err != nil {
+			if e.regex, err = routing.Expression(path.Regex); err != nil {
 				return fail(fmt.Errorf("regex: %w", err))
 			}
 			prefix.add(literal(path.Regex), ordinal, false)

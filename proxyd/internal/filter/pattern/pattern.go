@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"retinue.dev/libs/routing"
 )
 
 // List is patterns of which one must match.
@@ -24,10 +26,11 @@ func Compile(texts []string) (List, error) {
 	for _, text := range texts {
 		expression, ok := strings.CutPrefix(text, "~")
 		if ok {
-			if _, err := regexp.Compile(expression); err != nil {
+			regex, err := routing.Expression(expression)
+			if err != nil {
 				return nil, err
 			}
-			out = append(out, one{regex: regexp.MustCompile(`\A(?:` + expression + `)\z`)})
+			out = append(out, one{regex: regex})
 			continue
 		}
 		head, tail, star := strings.Cut(text, "*")

@@ -10,6 +10,8 @@ import (
 	"regexp/syntax"
 	"slices"
 	"unicode/utf8"
+
+	"retinue.dev/libs/routing"
 )
 
 // Substitution is an expression with what takes the place of each match. It is immutable.
@@ -37,6 +39,9 @@ type part struct {
 func New(pattern, text string) (*Substitution, error) {
 	s := &Substitution{slots: 2}
 	var err error
+	if err = routing.CheckExpression(pattern); err != nil {
+		return nil, err
+	}
 	if s.regex, err = regexp.Compile(pattern); err != nil {
 		return nil, err
 	}
