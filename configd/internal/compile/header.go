@@ -139,20 +139,20 @@ func (c *compiler) headers(n *schema.Node) (request, response *configv1.HeaderOp
 
 func (c *compiler) headerOps(n *schema.Node) *configv1.HeaderOps {
 	ops := &configv1.HeaderOps{
-		Set: c.headerEdits("set", n.Pairs("set")), Absent: c.headerEdits("default", n.Pairs("default")), Add: c.headerEdits("add", n.Pairs("add")),
+		Present: c.headerEdits("replace", n.Pairs("replace")), Set: c.headerEdits("set", n.Pairs("set")), Absent: c.headerEdits("default", n.Pairs("default")), Add: c.headerEdits("add", n.Pairs("add")),
 	}
 	for _, v := range n.List("remove") {
 		if name, ok := c.headerName(v); ok {
 			ops.Remove = append(ops.Remove, name)
 		}
 	}
-	if len(ops.Set)+len(ops.Absent)+len(ops.Add)+len(ops.Remove) == 0 {
+	if len(ops.Present)+len(ops.Set)+len(ops.Absent)+len(ops.Add)+len(ops.Remove) == 0 {
 		return nil
 	}
 	return ops
 }
 
-// headerEdits compiles the pairs of set, default or add.
+// headerEdits compiles the pairs of replace, set, default or add.
 func (c *compiler) headerEdits(attr string, pairs []schema.Pair) []*configv1.Header {
 	var out []*configv1.Header
 	seen := map[string]hcl.Range{}

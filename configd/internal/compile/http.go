@@ -127,6 +127,10 @@ func (c *compiler) virtualHost(n *schema.Node, domains map[string]hcl.Range, fil
 	}
 	v.RequestHeaders, v.ResponseHeaders = c.headers(n)
 	v.IncludeRequestAttemptCount, v.IncludeAttemptCountInResponse = n.Bool("include_request_attempt_count"), n.Bool("include_attempt_count_in_response")
+	v.RequireTls = map[string]configv1.RequireTls{
+		"external_only": configv1.RequireTls_REQUIRE_TLS_EXTERNAL_ONLY,
+		"all":           configv1.RequireTls_REQUIRE_TLS_ALL,
+	}[n.Str("redirect_https")]
 	filters = c.filters(n, filters)
 	v.Filters = filters
 	earlier := newShadows()

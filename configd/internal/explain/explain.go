@@ -243,6 +243,19 @@ func (y *story) http(h *configv1.Http, t target, asked *routing.Request) {
 		reason += " matches " + routing.Name(asked.Authority)
 	}
 	y.tell("host", host.GetName(), reason, host.GetSource())
+	if need := host.GetRequireTls(); need != configv1.RequireTls_REQUIRE_TLS_NONE && !asked.TLS {
+		reason := "redirect: scheme https, as the virtual host has redirect_https"
+		if need == configv1.RequireTls_REQUIRE_TLS_EXTERNAL_ONLY {
+			reason += " for clients that are not internal"
+		}
+		if y.filters(host.GetFilters(), asked.Source) {
+			y.tell("answer", "301", reason, host.GetSource())
+		}
+		if need == configv1.RequireTls_REQUIRE_TLS_ALL {
+			return
+		}
+		y.tell("otherwise", "", "internal clients", nil)
+	}
 	y.routes(h, host, out, 0, asked)
 }
 
@@ -356,6 +369,7 @@ func edits(o *configv1.HeaderOps) string {
 		return out
 	}
 	add("removes", o.GetRemove())
+	add("replaces", names(o.GetPresent()))
 	add("sets", names(o.GetSet()))
 	add("defaults", names(o.GetAbsent()))
 	add("adds", names(o.GetAdd()))

@@ -40,3 +40,37 @@ cluster "one" { endpoints = ["10.0.0.1:80"] }
 		}
 	}
 }
+
+// TestExplainRedirectHTTPS: what a virtual host does with plain requests comes before its routes.
+func TestExplainRedirectHTTPS(t *testing.T) {
+	running := compiled(t, `listener "web" {
+  address = ["127.0.0.1:8080"]
+  http {
+    virtual_host "all" {
+      redirect_https = "all"
+      route "/*" {
+        respond { body = "routed" }
+      }
+    }
+    virtual_host "outside" {
+      redirect_https = "external_only"
+      route "/*" {
+        respond { body = "routed" }
+      }
+    }
+  }
+}
+`)
+	for url, want := range map[string]struct{ redirected, routed bool }{
+		"http://all:8080/": {true, false}, "http://outside:8080/": {true, true},
+	} {
+		reply, err := Request(running, nil, &configv1.ExplainRequest{Method: "GET", Url: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := reply.GetRendered()
+		if strings.Contains(text, "redirect: scheme https") != want.redirected || strings.Contains(text, "a body of 6 bytes") != want.routed {
+			t.Errorf("%s, want %+v:\n%s", url, want, text)
+		}
+	}
+}

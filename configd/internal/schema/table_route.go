@@ -7,6 +7,7 @@ func virtualHostBlock() *Block {
 		Doc:      "Routes for some domains. Exact domains are tried first, then the longest *.suffix, the longest prefix.*, and \"*\".",
 		Attrs: []Attr{
 			{Name: "domains", Kind: Strings, MaxLen: 1000, DefaultDoc: "the label", Doc: "\"shop.example.com\", \"*.example.com\", \"example.*\" or \"*\", without a port."},
+			{Name: "redirect_https", Kind: String, Default: "none", Choices: []string{"none", "external_only", "all"}, Doc: "which requests that do not come by TLS (or that a trusted proxy did not get by it, X-Forwarded-Proto) are answered 301 to the same URL with https, before any route is looked for: none, those of clients that are not internal (`internal_networks`), or all (Envoy's `require_tls`). Headers and filters are those of the virtual host."},
 			filtersAttr("those of the http block"), addFiltersAttr(), removeFiltersAttr(),
 			{Name: "include_request_attempt_count", Kind: Bool, Default: false, Doc: "upstreams are told which try a request is, 1 for the first: x-envoy-attempt-count, in the place of what a client says."},
 			{Name: "include_attempt_count_in_response", Kind: Bool, Default: false, Doc: "clients are told by x-envoy-attempt-count how many tries there were, also with answers of the proxy's own."},
@@ -99,7 +100,8 @@ func headerEdits(name, doc string) Nested {
 		Name: name,
 		Doc:  doc,
 		Attrs: []Attr{
-			{Name: "set", Kind: HeaderMap, MaxLen: 100, Doc: "replaces headers: `{ \"x-env\" = \"prod\" }`. Values may hold the operators of access logs."},
+			{Name: "replace", Kind: HeaderMap, MaxLen: 100, Doc: "replaces headers that are there, and adds none."},
+			{Name: "set", Kind: HeaderMap, MaxLen: 100, Doc: "replaces headers, or adds them: `{ \"x-env\" = \"prod\" }`. Values may hold the operators of access logs; where they come out as nothing the header is left out."},
 			{Name: "default", Kind: HeaderMap, MaxLen: 100, Doc: "sets headers that are not there."},
 			{Name: "add", Kind: HeaderMap, MaxLen: 100, Doc: "appends headers; a value may be a list."},
 			{Name: "remove", Kind: Strings, MaxLen: 100, Doc: "removes headers; this happens first."},
@@ -111,7 +113,7 @@ func headersBlock() *Block {
 	return &Block{
 		Name: "headers",
 		Doc: "Header edits, at four levels: the `http` block, the virtual host, the route, and `request_headers` and `response_headers` of a `split`. They are made in that order, so the more specific has the last word. " +
-			"At each level headers are removed first, then set, then given their defaults, then added.",
+			"At each level headers are removed first, then replaced, then set, then given their defaults, then added (Envoy's `OVERWRITE_IF_EXISTS`, `OVERWRITE_IF_EXISTS_OR_ADD`, `ADD_IF_ABSENT`, `APPEND_IF_EXISTS_OR_ADD`).",
 		Example: `headers {
   request {
     set = { "x-forwarded-service" = "shop" }

@@ -11,10 +11,11 @@ import (
 
 // headerOps edit a head: first remove, then set, then add what is absent, then add.
 type headerOps struct {
-	remove []headerOp
-	set    []headerOp
-	absent []headerOp
-	add    []headerOp
+	remove  []headerOp
+	present []headerOp
+	set     []headerOp
+	absent  []headerOp
+	add     []headerOp
 }
 
 type headerOp struct {
@@ -33,7 +34,7 @@ var framing = map[header.ID]string{
 }
 
 func (c *Compiler) ops(list []headerOps, o *configv1.HeaderOps) ([]headerOps, error) {
-	if len(o.GetSet())+len(o.GetAbsent())+len(o.GetAdd())+len(o.GetRemove()) == 0 {
+	if len(o.GetSet())+len(o.GetPresent())+len(o.GetAbsent())+len(o.GetAdd())+len(o.GetRemove()) == 0 {
 		return list, nil
 	}
 	var out headerOps
@@ -47,7 +48,7 @@ func (c *Compiler) ops(list []headerOps, o *configv1.HeaderOps) ([]headerOps, er
 	for _, group := range []struct {
 		from []*configv1.Header
 		to   *[]headerOp
-	}{{o.GetSet(), &out.set}, {o.GetAbsent(), &out.absent}, {o.GetAdd(), &out.add}} {
+	}{{o.GetPresent(), &out.present}, {o.GetSet(), &out.set}, {o.GetAbsent(), &out.absent}, {o.GetAdd(), &out.add}} {
 		for _, h := range group.from {
 			op, err := c.op(h.GetName(), h.GetValue())
 			if err != nil {
@@ -97,19 +98,42 @@ func (o *headerOps) apply(b *header.Block, s *stream.Stream, scratch []byte) {
 			b.RemoveName(op.name)
 		}
 	}
+	for i := range o.present {
+		if op := &o.present[i]; op.find(b) >= 0 {
+			op.set(b, s, scratch)
+		}
+	}
 	for i := range o.set {
-		op := &o.set[i]
-		b.Set(op.id, op.name, op.text(s, scratch))
+		o.set[i].set(b, s, scratch)
 	}
 	for i := range o.absent {
 		op := &o.absent[i]
 		if op.find(b) < 0 {
-			b.Add(op.id, op.name, op.text(s, scratch))
+			op.add(b, s, scratch)
 		}
 	}
 	for i := range o.add {
-		op := &o.add[i]
-		b.Add(op.id, op.name, op.text(s, scratch))
+		o.add[i].add(b, s, scratch)
+	}
+}
+
+// set leaves the header out where operators come out as nothing (Envoy's keep_empty_value is false), the client's own too: what is
+// behind us may trust it. Envoy keeps that one.
+func (op *headerOp) set(b *header.Block, s *stream.Stream, scratch []byte) {
+	switch text := op.text(s, scratch); {
+	case len(text) > 0 || op.format == nil:
+		b.Set(op.id, op.name, text)
+	case op.id != header.Other:
+		b.RemoveID(op.id)
+	default:
+		b.RemoveName(op.name)
+	}
+}
+
+// add adds no header whose operators come out as nothing.
+func (op *headerOp) add(b *header.Block, s *stream.Stream, scratch []byte) {
+	if text := op.text(s, scratch); len(text) > 0 || op.format == nil {
+		b.Add(op.id, op.name, text)
 	}
 }
 

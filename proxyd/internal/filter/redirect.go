@@ -53,10 +53,24 @@ func (r *Router) redirect(s *stream.Stream) {
 	s.SendReply(nil, "", stream.DetailDirectResponse)
 }
 
+// outerScheme is that of the client's connection to the first of the proxies that are trusted: X-Forwarded-Proto, which by now nobody
+// else has written, as with Envoy.
+func outerScheme(r *header.Request) []byte {
+	i := r.Index(header.XForwardedProto, 0)
+	if i < 0 || r.Index(header.XForwardedProto, i+1) >= 0 {
+		return r.Scheme()
+	}
+	switch said := r.ValueAt(i); string(said) {
+	case "http", "https":
+		return said
+	}
+	return r.Scheme()
+}
+
 func (a *answer) location(dst []byte, request *header.Request, m *substitution.Machine) []byte {
 	host, port, _ := header.SplitAuthority(request.Authority())
 	start := len(dst)
-	scheme := request.Scheme()
+	scheme := outerScheme(request)
 	if len(a.host) > 0 {
 		host, port = a.host, nil
 	}
@@ -81,11 +95,7 @@ func (a *answer) location(dst []byte, request *header.Request, m *substitution.M
 	}
 	path := request.Path()
 	query := len(request.PathOnly())
-	if len(dst) == start { // "//x" alone would name the host x
-		for query > 1 && path[0] == '/' && path[1] == '/' {
-			path, query = path[1:], query-1
-		}
-	}
+	bare := len(dst) == start
 	switch {
 	case a.path != "":
 		dst = append(dst, a.path...)
@@ -93,6 +103,13 @@ func (a *answer) location(dst []byte, request *header.Request, m *substitution.M
 		dst = a.apply(dst, path[:query], m)
 	default:
 		dst = append(dst, path[:query]...)
+	}
+	if bare { // "//x" alone would name the host x
+		extra := start
+		for extra+1 < len(dst) && dst[extra] == '/' && dst[extra+1] == '/' {
+			extra++
+		}
+		dst = append(dst[:start], dst[extra:]...)
 	}
 	if !a.stripQuery {
 		dst = append(dst, path[query:]...)

@@ -114,6 +114,18 @@ func TestRelativeRedirectKeepsItsHost(t *testing.T) {
 	if got := string(a.location(nil, &r, nil)); got != "/evil.example/x?y" {
 		t.Errorf("got %q", got)
 	}
+	for _, by := range []*configv1.Redirect{
+		{RegexRewrite: &configv1.RegexRewrite{Pattern: "^//evil", Substitution: "///evil"}},
+		{TemplateRewrite: "/{rest}"},
+	} {
+		a, err := newRedirect(by, &configv1.RouteMatch{Path: &configv1.RouteMatch_Template{Template: "/{rest=**}"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(a.location([]byte("-"), &r, &substitution.Machine{})); got != "-/evil.example/x?y" {
+			t.Errorf("%v: got %q", by, got)
+		}
+	}
 	r.SetAuthority([]byte("good.example"))
 	if got := string(a.location(nil, &r, nil)); got != "http://good.example//evil.example/x?y" {
 		t.Errorf("got %q", got)

@@ -12,6 +12,7 @@ import (
 	"retinue.dev/proxyd/internal/timer"
 	"retinue.dev/proxyd/internal/tracing"
 	"retinue.dev/proxyd/internal/upstream"
+	configv1 "retinue.dev/services/api/config/v1"
 )
 
 // Shared is what the routers of one worker share. Its scratch and its machine belong to the callback that runs.
@@ -91,6 +92,15 @@ func (r *Router) match(s *stream.Stream) *action {
 	}
 	if len(asked.Path) == 0 {
 		asked.Path = rootPath // CONNECT has none
+	}
+	if r.routes.secured != nil && string(outerScheme(request)) != "https" {
+		if host := r.routes.table.VirtualHost(asked.Host); host >= 0 {
+			if to := &r.routes.secured[host]; to.required == configv1.RequireTls_REQUIRE_TLS_ALL ||
+				to.required == configv1.RequireTls_REQUIRE_TLS_EXTERNAL_ONLY && !s.Internal {
+				r.action, s.HostName = &to.action, to.action.hostName
+				return r.action
+			}
+		}
 	}
 	if r.routes.table.Draws() {
 		asked.Draw = uint32(s.Worker.Rand() % million)

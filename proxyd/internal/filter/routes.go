@@ -44,7 +44,14 @@ type Routes struct {
 	sampled  bool     // some route says something about traces
 
 	unrouted [][]stream.Factory // by virtual host: of its requests that no route takes
+	secured  []secured          // by virtual host; nil: none of them requires TLS
 	unhosted []stream.Factory   // of those that no virtual host takes
+}
+
+// secured is what becomes of a virtual host's requests that did not come by TLS.
+type secured struct {
+	required configv1.RequireTls
+	action   action // to https
 }
 
 type actionKind uint8
@@ -146,7 +153,31 @@ func (c *Compiler) Compile(h *configv1.Http) (*Routes, error) {
 		r.unrouted = append(r.unrouted, list)
 		r.filtered = r.filtered || len(list) > 0
 	}
-	return r, nil
+	return r, c.secure(r, h)
+}
+
+// secure finds the virtual hosts that require TLS.
+func (c *Compiler) secure(r *Routes, h *configv1.Http) (err error) {
+	for i, host := range h.GetVirtualHosts() {
+		switch host.GetRequireTls() {
+		case configv1.RequireTls_REQUIRE_TLS_NONE:
+			continue
+		case configv1.RequireTls_REQUIRE_TLS_EXTERNAL_ONLY, configv1.RequireTls_REQUIRE_TLS_ALL:
+		default:
+			return fmt.Errorf("%svirtual_host %q: require_tls is %v, which is not known here", place(host.GetSource()), host.GetName(), host.GetRequireTls())
+		}
+		if r.secured == nil {
+			r.secured = make([]secured, len(h.GetVirtualHosts()))
+		}
+		a := action{kind: redirect, hostName: host.GetName(), filters: r.unrouted[i], answer: &answer{status: 301, scheme: "https"}}
+		for _, o := range []*configv1.HeaderOps{h.GetResponseHeaders(), host.GetResponseHeaders()} {
+			if a.response, err = c.ops(a.response, o); err != nil {
+				return fmt.Errorf("response_headers: %w", err)
+			}
+		}
+		r.secured[i] = secured{required: host.GetRequireTls(), action: a}
+	}
+	return nil
 }
 
 // filters makes the factories of a list.

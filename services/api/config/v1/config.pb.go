@@ -192,6 +192,56 @@ func (EscapedSlashes) EnumDescriptor() ([]byte, []int) {
 	return file_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
+// RequireTls is Envoy's TlsRequirementType. What X-Forwarded-Proto of a trusted client says counts as the connection.
+type RequireTls int32
+
+const (
+	RequireTls_REQUIRE_TLS_NONE          RequireTls = 0
+	RequireTls_REQUIRE_TLS_EXTERNAL_ONLY RequireTls = 1 // all but those of internal clients
+	RequireTls_REQUIRE_TLS_ALL           RequireTls = 2
+)
+
+// Enum value maps for RequireTls.
+var (
+	RequireTls_name = map[int32]string{
+		0: "REQUIRE_TLS_NONE",
+		1: "REQUIRE_TLS_EXTERNAL_ONLY",
+		2: "REQUIRE_TLS_ALL",
+	}
+	RequireTls_value = map[string]int32{
+		"REQUIRE_TLS_NONE":          0,
+		"REQUIRE_TLS_EXTERNAL_ONLY": 1,
+		"REQUIRE_TLS_ALL":           2,
+	}
+)
+
+func (x RequireTls) Enum() *RequireTls {
+	p := new(RequireTls)
+	*p = x
+	return p
+}
+
+func (x RequireTls) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RequireTls) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[3].Descriptor()
+}
+
+func (RequireTls) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[3]
+}
+
+func (x RequireTls) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RequireTls.Descriptor instead.
+func (RequireTls) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
 // RoutingPriority is Envoy's. What is not asked for by a route, and TCP, has the default one.
 type RoutingPriority int32
 
@@ -223,11 +273,11 @@ func (x RoutingPriority) String() string {
 }
 
 func (RoutingPriority) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[3].Descriptor()
+	return file_config_v1_config_proto_enumTypes[4].Descriptor()
 }
 
 func (RoutingPriority) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[3]
+	return &file_config_v1_config_proto_enumTypes[4]
 }
 
 func (x RoutingPriority) Number() protoreflect.EnumNumber {
@@ -236,7 +286,7 @@ func (x RoutingPriority) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RoutingPriority.Descriptor instead.
 func (RoutingPriority) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 type SubsetFallback int32
@@ -272,11 +322,11 @@ func (x SubsetFallback) String() string {
 }
 
 func (SubsetFallback) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[4].Descriptor()
+	return file_config_v1_config_proto_enumTypes[5].Descriptor()
 }
 
 func (SubsetFallback) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[4]
+	return &file_config_v1_config_proto_enumTypes[5]
 }
 
 func (x SubsetFallback) Number() protoreflect.EnumNumber {
@@ -285,7 +335,7 @@ func (x SubsetFallback) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SubsetFallback.Descriptor instead.
 func (SubsetFallback) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 type Balance int32
@@ -327,11 +377,11 @@ func (x Balance) String() string {
 }
 
 func (Balance) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[5].Descriptor()
+	return file_config_v1_config_proto_enumTypes[6].Descriptor()
 }
 
 func (Balance) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[5]
+	return &file_config_v1_config_proto_enumTypes[6]
 }
 
 func (x Balance) Number() protoreflect.EnumNumber {
@@ -340,7 +390,7 @@ func (x Balance) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Balance.Descriptor instead.
 func (Balance) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 type OnError int32
@@ -376,11 +426,11 @@ func (x OnError) String() string {
 }
 
 func (OnError) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[6].Descriptor()
+	return file_config_v1_config_proto_enumTypes[7].Descriptor()
 }
 
 func (OnError) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[6]
+	return &file_config_v1_config_proto_enumTypes[7]
 }
 
 func (x OnError) Number() protoreflect.EnumNumber {
@@ -389,7 +439,7 @@ func (x OnError) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OnError.Descriptor instead.
 func (OnError) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 type Severity int32
@@ -425,11 +475,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[7].Descriptor()
+	return file_config_v1_config_proto_enumTypes[8].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[7]
+	return &file_config_v1_config_proto_enumTypes[8]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -438,7 +488,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 type Operation int32
@@ -477,11 +527,11 @@ func (x Operation) String() string {
 }
 
 func (Operation) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[8].Descriptor()
+	return file_config_v1_config_proto_enumTypes[9].Descriptor()
 }
 
 func (Operation) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[8]
+	return &file_config_v1_config_proto_enumTypes[9]
 }
 
 func (x Operation) Number() protoreflect.EnumNumber {
@@ -490,7 +540,7 @@ func (x Operation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Operation.Descriptor instead.
 func (Operation) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 type OverloadAction_Kind int32
@@ -538,11 +588,11 @@ func (x OverloadAction_Kind) String() string {
 }
 
 func (OverloadAction_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[9].Descriptor()
+	return file_config_v1_config_proto_enumTypes[10].Descriptor()
 }
 
 func (OverloadAction_Kind) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[9]
+	return &file_config_v1_config_proto_enumTypes[10]
 }
 
 func (x OverloadAction_Kind) Number() protoreflect.EnumNumber {
@@ -590,11 +640,11 @@ func (x StatsPush_Format) String() string {
 }
 
 func (StatsPush_Format) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[10].Descriptor()
+	return file_config_v1_config_proto_enumTypes[11].Descriptor()
 }
 
 func (StatsPush_Format) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[10]
+	return &file_config_v1_config_proto_enumTypes[11]
 }
 
 func (x StatsPush_Format) Number() protoreflect.EnumNumber {
@@ -3879,6 +3929,7 @@ type VirtualHost struct {
 	Filters                       []*FilterUse           `protobuf:"bytes,60,rep,name=filters,proto3" json:"filters,omitempty"`                                                                                         // of its requests that no route takes
 	IncludeRequestAttemptCount    bool                   `protobuf:"varint,61,opt,name=include_request_attempt_count,json=includeRequestAttemptCount,proto3" json:"include_request_attempt_count,omitempty"`            // the upstream is told the number of the try: x-envoy-attempt-count
 	IncludeAttemptCountInResponse bool                   `protobuf:"varint,62,opt,name=include_attempt_count_in_response,json=includeAttemptCountInResponse,proto3" json:"include_attempt_count_in_response,omitempty"` // and the client how many there were
+	RequireTls                    RequireTls             `protobuf:"varint,80,opt,name=require_tls,json=requireTls,proto3,enum=retinue.config.v1.RequireTls" json:"require_tls,omitempty"`                              // which requests without TLS are sent to https by 301, before any route is looked for
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -3974,6 +4025,13 @@ func (x *VirtualHost) GetIncludeAttemptCountInResponse() bool {
 		return x.IncludeAttemptCountInResponse
 	}
 	return false
+}
+
+func (x *VirtualHost) GetRequireTls() RequireTls {
+	if x != nil {
+		return x.RequireTls
+	}
+	return RequireTls_REQUIRE_TLS_NONE
 }
 
 type Route struct {
@@ -5687,10 +5745,11 @@ func (x *Respond) GetContentType() string {
 
 type HeaderOps struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Set           []*Header              `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`       // replaces
-	Add           []*Header              `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`       // appends
-	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"` // lower case
-	Absent        []*Header              `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"` // added when there is none of that name, after set
+	Set           []*Header              `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`          // replaces
+	Add           []*Header              `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`          // appends
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`    // lower case
+	Absent        []*Header              `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"`    // added when there is none of that name, after set
+	Present       []*Header              `protobuf:"bytes,80,rep,name=present,proto3" json:"present,omitempty"` // replaces where there is one of that name, after remove and before set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5749,6 +5808,13 @@ func (x *HeaderOps) GetRemove() []string {
 func (x *HeaderOps) GetAbsent() []*Header {
 	if x != nil {
 		return x.Absent
+	}
+	return nil
+}
+
+func (x *HeaderOps) GetPresent() []*Header {
+	if x != nil {
+		return x.Present
 	}
 	return nil
 }
@@ -12976,7 +13042,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x19max_request_headers_bytes\x18\x01 \x01(\rR\x16maxRequestHeadersBytes\x12*\n" +
 	"\x11max_headers_count\x18\x02 \x01(\rR\x0fmaxHeadersCount\x123\n" +
 	"\x16max_request_line_bytes\x18\x03 \x01(\rR\x13maxRequestLineBytes\x12=\n" +
-	"\x1bmax_requests_per_connection\x18\x04 \x01(\rR\x18maxRequestsPerConnection\"\xf5\x03\n" +
+	"\x1bmax_requests_per_connection\x18\x04 \x01(\rR\x18maxRequestsPerConnection\"\xb5\x04\n" +
 	"\vVirtualHost\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\adomains\x18\x02 \x03(\tR\adomains\x120\n" +
@@ -12986,7 +13052,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06source\x18\x06 \x01(\v2\x19.retinue.config.v1.SourceR\x06source\x126\n" +
 	"\afilters\x18< \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\x12A\n" +
 	"\x1dinclude_request_attempt_count\x18= \x01(\bR\x1aincludeRequestAttemptCount\x12H\n" +
-	"!include_attempt_count_in_response\x18> \x01(\bR\x1dincludeAttemptCountInResponse\"\xbb\x04\n" +
+	"!include_attempt_count_in_response\x18> \x01(\bR\x1dincludeAttemptCountInResponse\x12>\n" +
+	"\vrequire_tls\x18P \x01(\x0e2\x1d.retinue.config.v1.RequireTlsR\n" +
+	"requireTls\"\xbb\x04\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x05match\x18\x02 \x01(\v2\x1d.retinue.config.v1.RouteMatchR\x05match\x126\n" +
@@ -13135,12 +13203,13 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\aRespond\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\fR\x04body\x12!\n" +
-	"\fcontent_type\x18\x03 \x01(\tR\vcontentType\"\xb0\x01\n" +
+	"\fcontent_type\x18\x03 \x01(\tR\vcontentType\"\xe5\x01\n" +
 	"\tHeaderOps\x12+\n" +
 	"\x03set\x18\x01 \x03(\v2\x19.retinue.config.v1.HeaderR\x03set\x12+\n" +
 	"\x03add\x18\x02 \x03(\v2\x19.retinue.config.v1.HeaderR\x03add\x12\x16\n" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x121\n" +
-	"\x06absent\x18\x04 \x03(\v2\x19.retinue.config.v1.HeaderR\x06absent\"2\n" +
+	"\x06absent\x18\x04 \x03(\v2\x19.retinue.config.v1.HeaderR\x06absent\x123\n" +
+	"\apresent\x18P \x03(\v2\x19.retinue.config.v1.HeaderR\apresent\"2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\x94\f\n" +
@@ -13792,7 +13861,12 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x14ESCAPED_SLASHES_KEEP\x10\x00\x12\x1a\n" +
 	"\x16ESCAPED_SLASHES_REJECT\x10\x01\x12\x1c\n" +
 	"\x18ESCAPED_SLASHES_REDIRECT\x10\x02\x12\x1a\n" +
-	"\x16ESCAPED_SLASHES_DECODE\x10\x03*J\n" +
+	"\x16ESCAPED_SLASHES_DECODE\x10\x03*V\n" +
+	"\n" +
+	"RequireTls\x12\x14\n" +
+	"\x10REQUIRE_TLS_NONE\x10\x00\x12\x1d\n" +
+	"\x19REQUIRE_TLS_EXTERNAL_ONLY\x10\x01\x12\x13\n" +
+	"\x0fREQUIRE_TLS_ALL\x10\x02*J\n" +
 	"\x0fRoutingPriority\x12\x1c\n" +
 	"\x18ROUTING_PRIORITY_DEFAULT\x10\x00\x12\x19\n" +
 	"\x15ROUTING_PRIORITY_HIGH\x10\x01*`\n" +
@@ -13843,392 +13917,395 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_config_v1_config_proto_rawDescData
 }
 
-var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
 var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 143)
 var file_config_v1_config_proto_goTypes = []any{
 	(Role)(0),                     // 0: retinue.config.v1.Role
 	(TraceFormat)(0),              // 1: retinue.config.v1.TraceFormat
 	(EscapedSlashes)(0),           // 2: retinue.config.v1.EscapedSlashes
-	(RoutingPriority)(0),          // 3: retinue.config.v1.RoutingPriority
-	(SubsetFallback)(0),           // 4: retinue.config.v1.SubsetFallback
-	(Balance)(0),                  // 5: retinue.config.v1.Balance
-	(OnError)(0),                  // 6: retinue.config.v1.OnError
-	(Severity)(0),                 // 7: retinue.config.v1.Severity
-	(Operation)(0),                // 8: retinue.config.v1.Operation
-	(OverloadAction_Kind)(0),      // 9: retinue.config.v1.OverloadAction.Kind
-	(StatsPush_Format)(0),         // 10: retinue.config.v1.StatsPush.Format
-	(*WatchRequest)(nil),          // 11: retinue.config.v1.WatchRequest
-	(*Subscribe)(nil),             // 12: retinue.config.v1.Subscribe
-	(*Prepared)(nil),              // 13: retinue.config.v1.Prepared
-	(*Refused)(nil),               // 14: retinue.config.v1.Refused
-	(*Refusal)(nil),               // 15: retinue.config.v1.Refusal
-	(*Applied)(nil),               // 16: retinue.config.v1.Applied
-	(*WatchResponse)(nil),         // 17: retinue.config.v1.WatchResponse
-	(*Prepare)(nil),               // 18: retinue.config.v1.Prepare
-	(*Secrets)(nil),               // 19: retinue.config.v1.Secrets
-	(*CertificateSecret)(nil),     // 20: retinue.config.v1.CertificateSecret
-	(*FileSecret)(nil),            // 21: retinue.config.v1.FileSecret
-	(*Commit)(nil),                // 22: retinue.config.v1.Commit
-	(*Abort)(nil),                 // 23: retinue.config.v1.Abort
-	(*ObjectRef)(nil),             // 24: retinue.config.v1.ObjectRef
-	(*Source)(nil),                // 25: retinue.config.v1.Source
-	(*Object)(nil),                // 26: retinue.config.v1.Object
-	(*Runtime)(nil),               // 27: retinue.config.v1.Runtime
-	(*DrainPolicy)(nil),           // 28: retinue.config.v1.DrainPolicy
-	(*Overload)(nil),              // 29: retinue.config.v1.Overload
-	(*OverloadAction)(nil),        // 30: retinue.config.v1.OverloadAction
-	(*Address)(nil),               // 31: retinue.config.v1.Address
-	(*Listener)(nil),              // 32: retinue.config.v1.Listener
-	(*FilterChain)(nil),           // 33: retinue.config.v1.FilterChain
-	(*FilterChainMatch)(nil),      // 34: retinue.config.v1.FilterChainMatch
-	(*ProxyProtocol)(nil),         // 35: retinue.config.v1.ProxyProtocol
-	(*Certificate)(nil),           // 36: retinue.config.v1.Certificate
-	(*Tls)(nil),                   // 37: retinue.config.v1.Tls
-	(*UpstreamTls)(nil),           // 38: retinue.config.v1.UpstreamTls
-	(*TcpProxy)(nil),              // 39: retinue.config.v1.TcpProxy
-	(*WeightedCluster)(nil),       // 40: retinue.config.v1.WeightedCluster
-	(*Http)(nil),                  // 41: retinue.config.v1.Http
-	(*HttpTracing)(nil),           // 42: retinue.config.v1.HttpTracing
-	(*RouteTracing)(nil),          // 43: retinue.config.v1.RouteTracing
-	(*TraceTag)(nil),              // 44: retinue.config.v1.TraceTag
-	(*Http2)(nil),                 // 45: retinue.config.v1.Http2
-	(*PathOptions)(nil),           // 46: retinue.config.v1.PathOptions
-	(*HttpTimeouts)(nil),          // 47: retinue.config.v1.HttpTimeouts
-	(*HttpLimits)(nil),            // 48: retinue.config.v1.HttpLimits
-	(*VirtualHost)(nil),           // 49: retinue.config.v1.VirtualHost
-	(*Route)(nil),                 // 50: retinue.config.v1.Route
-	(*RouteMatch)(nil),            // 51: retinue.config.v1.RouteMatch
-	(*FieldMatch)(nil),            // 52: retinue.config.v1.FieldMatch
-	(*Range)(nil),                 // 53: retinue.config.v1.Range
-	(*RouteAction)(nil),           // 54: retinue.config.v1.RouteAction
-	(*RouteUpgrades)(nil),         // 55: retinue.config.v1.RouteUpgrades
-	(*HashPolicy)(nil),            // 56: retinue.config.v1.HashPolicy
-	(*HashCookie)(nil),            // 57: retinue.config.v1.HashCookie
-	(*Sticky)(nil),                // 58: retinue.config.v1.Sticky
-	(*Mirror)(nil),                // 59: retinue.config.v1.Mirror
-	(*RegexRewrite)(nil),          // 60: retinue.config.v1.RegexRewrite
-	(*QueryRewrite)(nil),          // 61: retinue.config.v1.QueryRewrite
-	(*Parameter)(nil),             // 62: retinue.config.v1.Parameter
-	(*RetryPolicy)(nil),           // 63: retinue.config.v1.RetryPolicy
-	(*RateLimitedBackOff)(nil),    // 64: retinue.config.v1.RateLimitedBackOff
-	(*ResetHeader)(nil),           // 65: retinue.config.v1.ResetHeader
-	(*Redirect)(nil),              // 66: retinue.config.v1.Redirect
-	(*Respond)(nil),               // 67: retinue.config.v1.Respond
-	(*HeaderOps)(nil),             // 68: retinue.config.v1.HeaderOps
-	(*Header)(nil),                // 69: retinue.config.v1.Header
-	(*Cluster)(nil),               // 70: retinue.config.v1.Cluster
-	(*RingHash)(nil),              // 71: retinue.config.v1.RingHash
-	(*Maglev)(nil),                // 72: retinue.config.v1.Maglev
-	(*LocalityWeight)(nil),        // 73: retinue.config.v1.LocalityWeight
-	(*SlowStart)(nil),             // 74: retinue.config.v1.SlowStart
-	(*SubsetSelector)(nil),        // 75: retinue.config.v1.SubsetSelector
-	(*Metadata)(nil),              // 76: retinue.config.v1.Metadata
-	(*HealthCheck)(nil),           // 77: retinue.config.v1.HealthCheck
-	(*HttpCheck)(nil),             // 78: retinue.config.v1.HttpCheck
-	(*TcpCheck)(nil),              // 79: retinue.config.v1.TcpCheck
-	(*GrpcCheck)(nil),             // 80: retinue.config.v1.GrpcCheck
-	(*OutlierDetection)(nil),      // 81: retinue.config.v1.OutlierDetection
-	(*OutlierEnforcing)(nil),      // 82: retinue.config.v1.OutlierEnforcing
-	(*Discovery)(nil),             // 83: retinue.config.v1.Discovery
-	(*DnsDiscovery)(nil),          // 84: retinue.config.v1.DnsDiscovery
-	(*FileDiscovery)(nil),         // 85: retinue.config.v1.FileDiscovery
-	(*Endpoint)(nil),              // 86: retinue.config.v1.Endpoint
-	(*CircuitBreaker)(nil),        // 87: retinue.config.v1.CircuitBreaker
-	(*AccessLog)(nil),             // 88: retinue.config.v1.AccessLog
-	(*JsonField)(nil),             // 89: retinue.config.v1.JsonField
-	(*Plugin)(nil),                // 90: retinue.config.v1.Plugin
-	(*FilterUse)(nil),             // 91: retinue.config.v1.FilterUse
-	(*Filter)(nil),                // 92: retinue.config.v1.Filter
-	(*ExtAuthzFilter)(nil),        // 93: retinue.config.v1.ExtAuthzFilter
-	(*GlobalRateLimitFilter)(nil), // 94: retinue.config.v1.GlobalRateLimitFilter
-	(*RateLimitDescriptor)(nil),   // 95: retinue.config.v1.RateLimitDescriptor
-	(*RateLimitAction)(nil),       // 96: retinue.config.v1.RateLimitAction
-	(*AddressMask)(nil),           // 97: retinue.config.v1.AddressMask
-	(*RateLimitMatch)(nil),        // 98: retinue.config.v1.RateLimitMatch
-	(*JwtFilter)(nil),             // 99: retinue.config.v1.JwtFilter
-	(*JwtRequirements)(nil),       // 100: retinue.config.v1.JwtRequirements
-	(*JwtRequirementList)(nil),    // 101: retinue.config.v1.JwtRequirementList
-	(*JwtRequirement)(nil),        // 102: retinue.config.v1.JwtRequirement
-	(*JwtProvider)(nil),           // 103: retinue.config.v1.JwtProvider
-	(*JwtHeader)(nil),             // 104: retinue.config.v1.JwtHeader
-	(*JwtClaim)(nil),              // 105: retinue.config.v1.JwtClaim
-	(*RemoteJwks)(nil),            // 106: retinue.config.v1.RemoteJwks
-	(*HeaderFilter)(nil),          // 107: retinue.config.v1.HeaderFilter
-	(*RateLimitFilter)(nil),       // 108: retinue.config.v1.RateLimitFilter
-	(*FaultFilter)(nil),           // 109: retinue.config.v1.FaultFilter
-	(*CorsFilter)(nil),            // 110: retinue.config.v1.CorsFilter
-	(*RbacFilter)(nil),            // 111: retinue.config.v1.RbacFilter
-	(*RbacRules)(nil),             // 112: retinue.config.v1.RbacRules
-	(*RbacPolicy)(nil),            // 113: retinue.config.v1.RbacPolicy
-	(*RbacPermission)(nil),        // 114: retinue.config.v1.RbacPermission
-	(*RbacPrincipal)(nil),         // 115: retinue.config.v1.RbacPrincipal
-	(*IpFilter)(nil),              // 116: retinue.config.v1.IpFilter
-	(*BufferFilter)(nil),          // 117: retinue.config.v1.BufferFilter
-	(*BodyLimitFilter)(nil),       // 118: retinue.config.v1.BodyLimitFilter
-	(*BasicAuthFilter)(nil),       // 119: retinue.config.v1.BasicAuthFilter
-	(*HealthCheckFilter)(nil),     // 120: retinue.config.v1.HealthCheckFilter
-	(*ClusterShare)(nil),          // 121: retinue.config.v1.ClusterShare
-	(*CompressFilter)(nil),        // 122: retinue.config.v1.CompressFilter
-	(*DecompressFilter)(nil),      // 123: retinue.config.v1.DecompressFilter
-	(*Stats)(nil),                 // 124: retinue.config.v1.Stats
-	(*StatsPush)(nil),             // 125: retinue.config.v1.StatsPush
-	(*Tracing)(nil),               // 126: retinue.config.v1.Tracing
-	(*StatsLabel)(nil),            // 127: retinue.config.v1.StatsLabel
-	(*WatchEndpointsRequest)(nil), // 128: retinue.config.v1.WatchEndpointsRequest
-	(*EndpointsUpdate)(nil),       // 129: retinue.config.v1.EndpointsUpdate
-	(*DrainedEndpoint)(nil),       // 130: retinue.config.v1.DrainedEndpoint
-	(*DrainEndpointRequest)(nil),  // 131: retinue.config.v1.DrainEndpointRequest
-	(*DrainEndpointReply)(nil),    // 132: retinue.config.v1.DrainEndpointReply
-	(*ClusterEndpoints)(nil),      // 133: retinue.config.v1.ClusterEndpoints
-	(*CheckRequest)(nil),          // 134: retinue.config.v1.CheckRequest
-	(*CheckReply)(nil),            // 135: retinue.config.v1.CheckReply
-	(*Diagnostic)(nil),            // 136: retinue.config.v1.Diagnostic
-	(*ReloadRequest)(nil),         // 137: retinue.config.v1.ReloadRequest
-	(*ReloadReply)(nil),           // 138: retinue.config.v1.ReloadReply
-	(*StatusRequest)(nil),         // 139: retinue.config.v1.StatusRequest
-	(*StatusReply)(nil),           // 140: retinue.config.v1.StatusReply
-	(*DiscoveryStatus)(nil),       // 141: retinue.config.v1.DiscoveryStatus
-	(*LastReload)(nil),            // 142: retinue.config.v1.LastReload
-	(*WatcherStatus)(nil),         // 143: retinue.config.v1.WatcherStatus
-	(*HistoryRequest)(nil),        // 144: retinue.config.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 145: retinue.config.v1.HistoryReply
-	(*HistoryEntry)(nil),          // 146: retinue.config.v1.HistoryEntry
-	(*DiffRequest)(nil),           // 147: retinue.config.v1.DiffRequest
-	(*DiffReply)(nil),             // 148: retinue.config.v1.DiffReply
-	(*Change)(nil),                // 149: retinue.config.v1.Change
-	(*RollbackRequest)(nil),       // 150: retinue.config.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 151: retinue.config.v1.ExplainRequest
-	(*ExplainReply)(nil),          // 152: retinue.config.v1.ExplainReply
-	(*ExplainStep)(nil),           // 153: retinue.config.v1.ExplainStep
-	(*v1.Hello)(nil),              // 154: retinue.suite.v1.Hello
+	(RequireTls)(0),               // 3: retinue.config.v1.RequireTls
+	(RoutingPriority)(0),          // 4: retinue.config.v1.RoutingPriority
+	(SubsetFallback)(0),           // 5: retinue.config.v1.SubsetFallback
+	(Balance)(0),                  // 6: retinue.config.v1.Balance
+	(OnError)(0),                  // 7: retinue.config.v1.OnError
+	(Severity)(0),                 // 8: retinue.config.v1.Severity
+	(Operation)(0),                // 9: retinue.config.v1.Operation
+	(OverloadAction_Kind)(0),      // 10: retinue.config.v1.OverloadAction.Kind
+	(StatsPush_Format)(0),         // 11: retinue.config.v1.StatsPush.Format
+	(*WatchRequest)(nil),          // 12: retinue.config.v1.WatchRequest
+	(*Subscribe)(nil),             // 13: retinue.config.v1.Subscribe
+	(*Prepared)(nil),              // 14: retinue.config.v1.Prepared
+	(*Refused)(nil),               // 15: retinue.config.v1.Refused
+	(*Refusal)(nil),               // 16: retinue.config.v1.Refusal
+	(*Applied)(nil),               // 17: retinue.config.v1.Applied
+	(*WatchResponse)(nil),         // 18: retinue.config.v1.WatchResponse
+	(*Prepare)(nil),               // 19: retinue.config.v1.Prepare
+	(*Secrets)(nil),               // 20: retinue.config.v1.Secrets
+	(*CertificateSecret)(nil),     // 21: retinue.config.v1.CertificateSecret
+	(*FileSecret)(nil),            // 22: retinue.config.v1.FileSecret
+	(*Commit)(nil),                // 23: retinue.config.v1.Commit
+	(*Abort)(nil),                 // 24: retinue.config.v1.Abort
+	(*ObjectRef)(nil),             // 25: retinue.config.v1.ObjectRef
+	(*Source)(nil),                // 26: retinue.config.v1.Source
+	(*Object)(nil),                // 27: retinue.config.v1.Object
+	(*Runtime)(nil),               // 28: retinue.config.v1.Runtime
+	(*DrainPolicy)(nil),           // 29: retinue.config.v1.DrainPolicy
+	(*Overload)(nil),              // 30: retinue.config.v1.Overload
+	(*OverloadAction)(nil),        // 31: retinue.config.v1.OverloadAction
+	(*Address)(nil),               // 32: retinue.config.v1.Address
+	(*Listener)(nil),              // 33: retinue.config.v1.Listener
+	(*FilterChain)(nil),           // 34: retinue.config.v1.FilterChain
+	(*FilterChainMatch)(nil),      // 35: retinue.config.v1.FilterChainMatch
+	(*ProxyProtocol)(nil),         // 36: retinue.config.v1.ProxyProtocol
+	(*Certificate)(nil),           // 37: retinue.config.v1.Certificate
+	(*Tls)(nil),                   // 38: retinue.config.v1.Tls
+	(*UpstreamTls)(nil),           // 39: retinue.config.v1.UpstreamTls
+	(*TcpProxy)(nil),              // 40: retinue.config.v1.TcpProxy
+	(*WeightedCluster)(nil),       // 41: retinue.config.v1.WeightedCluster
+	(*Http)(nil),                  // 42: retinue.config.v1.Http
+	(*HttpTracing)(nil),           // 43: retinue.config.v1.HttpTracing
+	(*RouteTracing)(nil),          // 44: retinue.config.v1.RouteTracing
+	(*TraceTag)(nil),              // 45: retinue.config.v1.TraceTag
+	(*Http2)(nil),                 // 46: retinue.config.v1.Http2
+	(*PathOptions)(nil),           // 47: retinue.config.v1.PathOptions
+	(*HttpTimeouts)(nil),          // 48: retinue.config.v1.HttpTimeouts
+	(*HttpLimits)(nil),            // 49: retinue.config.v1.HttpLimits
+	(*VirtualHost)(nil),           // 50: retinue.config.v1.VirtualHost
+	(*Route)(nil),                 // 51: retinue.config.v1.Route
+	(*RouteMatch)(nil),            // 52: retinue.config.v1.RouteMatch
+	(*FieldMatch)(nil),            // 53: retinue.config.v1.FieldMatch
+	(*Range)(nil),                 // 54: retinue.config.v1.Range
+	(*RouteAction)(nil),           // 55: retinue.config.v1.RouteAction
+	(*RouteUpgrades)(nil),         // 56: retinue.config.v1.RouteUpgrades
+	(*HashPolicy)(nil),            // 57: retinue.config.v1.HashPolicy
+	(*HashCookie)(nil),            // 58: retinue.config.v1.HashCookie
+	(*Sticky)(nil),                // 59: retinue.config.v1.Sticky
+	(*Mirror)(nil),                // 60: retinue.config.v1.Mirror
+	(*RegexRewrite)(nil),          // 61: retinue.config.v1.RegexRewrite
+	(*QueryRewrite)(nil),          // 62: retinue.config.v1.QueryRewrite
+	(*Parameter)(nil),             // 63: retinue.config.v1.Parameter
+	(*RetryPolicy)(nil),           // 64: retinue.config.v1.RetryPolicy
+	(*RateLimitedBackOff)(nil),    // 65: retinue.config.v1.RateLimitedBackOff
+	(*ResetHeader)(nil),           // 66: retinue.config.v1.ResetHeader
+	(*Redirect)(nil),              // 67: retinue.config.v1.Redirect
+	(*Respond)(nil),               // 68: retinue.config.v1.Respond
+	(*HeaderOps)(nil),             // 69: retinue.config.v1.HeaderOps
+	(*Header)(nil),                // 70: retinue.config.v1.Header
+	(*Cluster)(nil),               // 71: retinue.config.v1.Cluster
+	(*RingHash)(nil),              // 72: retinue.config.v1.RingHash
+	(*Maglev)(nil),                // 73: retinue.config.v1.Maglev
+	(*LocalityWeight)(nil),        // 74: retinue.config.v1.LocalityWeight
+	(*SlowStart)(nil),             // 75: retinue.config.v1.SlowStart
+	(*SubsetSelector)(nil),        // 76: retinue.config.v1.SubsetSelector
+	(*Metadata)(nil),              // 77: retinue.config.v1.Metadata
+	(*HealthCheck)(nil),           // 78: retinue.config.v1.HealthCheck
+	(*HttpCheck)(nil),             // 79: retinue.config.v1.HttpCheck
+	(*TcpCheck)(nil),              // 80: retinue.config.v1.TcpCheck
+	(*GrpcCheck)(nil),             // 81: retinue.config.v1.GrpcCheck
+	(*OutlierDetection)(nil),      // 82: retinue.config.v1.OutlierDetection
+	(*OutlierEnforcing)(nil),      // 83: retinue.config.v1.OutlierEnforcing
+	(*Discovery)(nil),             // 84: retinue.config.v1.Discovery
+	(*DnsDiscovery)(nil),          // 85: retinue.config.v1.DnsDiscovery
+	(*FileDiscovery)(nil),         // 86: retinue.config.v1.FileDiscovery
+	(*Endpoint)(nil),              // 87: retinue.config.v1.Endpoint
+	(*CircuitBreaker)(nil),        // 88: retinue.config.v1.CircuitBreaker
+	(*AccessLog)(nil),             // 89: retinue.config.v1.AccessLog
+	(*JsonField)(nil),             // 90: retinue.config.v1.JsonField
+	(*Plugin)(nil),                // 91: retinue.config.v1.Plugin
+	(*FilterUse)(nil),             // 92: retinue.config.v1.FilterUse
+	(*Filter)(nil),                // 93: retinue.config.v1.Filter
+	(*ExtAuthzFilter)(nil),        // 94: retinue.config.v1.ExtAuthzFilter
+	(*GlobalRateLimitFilter)(nil), // 95: retinue.config.v1.GlobalRateLimitFilter
+	(*RateLimitDescriptor)(nil),   // 96: retinue.config.v1.RateLimitDescriptor
+	(*RateLimitAction)(nil),       // 97: retinue.config.v1.RateLimitAction
+	(*AddressMask)(nil),           // 98: retinue.config.v1.AddressMask
+	(*RateLimitMatch)(nil),        // 99: retinue.config.v1.RateLimitMatch
+	(*JwtFilter)(nil),             // 100: retinue.config.v1.JwtFilter
+	(*JwtRequirements)(nil),       // 101: retinue.config.v1.JwtRequirements
+	(*JwtRequirementList)(nil),    // 102: retinue.config.v1.JwtRequirementList
+	(*JwtRequirement)(nil),        // 103: retinue.config.v1.JwtRequirement
+	(*JwtProvider)(nil),           // 104: retinue.config.v1.JwtProvider
+	(*JwtHeader)(nil),             // 105: retinue.config.v1.JwtHeader
+	(*JwtClaim)(nil),              // 106: retinue.config.v1.JwtClaim
+	(*RemoteJwks)(nil),            // 107: retinue.config.v1.RemoteJwks
+	(*HeaderFilter)(nil),          // 108: retinue.config.v1.HeaderFilter
+	(*RateLimitFilter)(nil),       // 109: retinue.config.v1.RateLimitFilter
+	(*FaultFilter)(nil),           // 110: retinue.config.v1.FaultFilter
+	(*CorsFilter)(nil),            // 111: retinue.config.v1.CorsFilter
+	(*RbacFilter)(nil),            // 112: retinue.config.v1.RbacFilter
+	(*RbacRules)(nil),             // 113: retinue.config.v1.RbacRules
+	(*RbacPolicy)(nil),            // 114: retinue.config.v1.RbacPolicy
+	(*RbacPermission)(nil),        // 115: retinue.config.v1.RbacPermission
+	(*RbacPrincipal)(nil),         // 116: retinue.config.v1.RbacPrincipal
+	(*IpFilter)(nil),              // 117: retinue.config.v1.IpFilter
+	(*BufferFilter)(nil),          // 118: retinue.config.v1.BufferFilter
+	(*BodyLimitFilter)(nil),       // 119: retinue.config.v1.BodyLimitFilter
+	(*BasicAuthFilter)(nil),       // 120: retinue.config.v1.BasicAuthFilter
+	(*HealthCheckFilter)(nil),     // 121: retinue.config.v1.HealthCheckFilter
+	(*ClusterShare)(nil),          // 122: retinue.config.v1.ClusterShare
+	(*CompressFilter)(nil),        // 123: retinue.config.v1.CompressFilter
+	(*DecompressFilter)(nil),      // 124: retinue.config.v1.DecompressFilter
+	(*Stats)(nil),                 // 125: retinue.config.v1.Stats
+	(*StatsPush)(nil),             // 126: retinue.config.v1.StatsPush
+	(*Tracing)(nil),               // 127: retinue.config.v1.Tracing
+	(*StatsLabel)(nil),            // 128: retinue.config.v1.StatsLabel
+	(*WatchEndpointsRequest)(nil), // 129: retinue.config.v1.WatchEndpointsRequest
+	(*EndpointsUpdate)(nil),       // 130: retinue.config.v1.EndpointsUpdate
+	(*DrainedEndpoint)(nil),       // 131: retinue.config.v1.DrainedEndpoint
+	(*DrainEndpointRequest)(nil),  // 132: retinue.config.v1.DrainEndpointRequest
+	(*DrainEndpointReply)(nil),    // 133: retinue.config.v1.DrainEndpointReply
+	(*ClusterEndpoints)(nil),      // 134: retinue.config.v1.ClusterEndpoints
+	(*CheckRequest)(nil),          // 135: retinue.config.v1.CheckRequest
+	(*CheckReply)(nil),            // 136: retinue.config.v1.CheckReply
+	(*Diagnostic)(nil),            // 137: retinue.config.v1.Diagnostic
+	(*ReloadRequest)(nil),         // 138: retinue.config.v1.ReloadRequest
+	(*ReloadReply)(nil),           // 139: retinue.config.v1.ReloadReply
+	(*StatusRequest)(nil),         // 140: retinue.config.v1.StatusRequest
+	(*StatusReply)(nil),           // 141: retinue.config.v1.StatusReply
+	(*DiscoveryStatus)(nil),       // 142: retinue.config.v1.DiscoveryStatus
+	(*LastReload)(nil),            // 143: retinue.config.v1.LastReload
+	(*WatcherStatus)(nil),         // 144: retinue.config.v1.WatcherStatus
+	(*HistoryRequest)(nil),        // 145: retinue.config.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 146: retinue.config.v1.HistoryReply
+	(*HistoryEntry)(nil),          // 147: retinue.config.v1.HistoryEntry
+	(*DiffRequest)(nil),           // 148: retinue.config.v1.DiffRequest
+	(*DiffReply)(nil),             // 149: retinue.config.v1.DiffReply
+	(*Change)(nil),                // 150: retinue.config.v1.Change
+	(*RollbackRequest)(nil),       // 151: retinue.config.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 152: retinue.config.v1.ExplainRequest
+	(*ExplainReply)(nil),          // 153: retinue.config.v1.ExplainReply
+	(*ExplainStep)(nil),           // 154: retinue.config.v1.ExplainStep
+	(*v1.Hello)(nil),              // 155: retinue.suite.v1.Hello
 }
 var file_config_v1_config_proto_depIdxs = []int32{
-	12,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
-	13,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
-	14,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
-	16,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
-	154, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
+	13,  // 0: retinue.config.v1.WatchRequest.subscribe:type_name -> retinue.config.v1.Subscribe
+	14,  // 1: retinue.config.v1.WatchRequest.prepared:type_name -> retinue.config.v1.Prepared
+	15,  // 2: retinue.config.v1.WatchRequest.refused:type_name -> retinue.config.v1.Refused
+	17,  // 3: retinue.config.v1.WatchRequest.applied:type_name -> retinue.config.v1.Applied
+	155, // 4: retinue.config.v1.Subscribe.hello:type_name -> retinue.suite.v1.Hello
 	0,   // 5: retinue.config.v1.Subscribe.role:type_name -> retinue.config.v1.Role
-	15,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
-	154, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
-	18,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
-	22,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
-	23,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
-	19,  // 11: retinue.config.v1.WatchResponse.secrets:type_name -> retinue.config.v1.Secrets
-	24,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
-	26,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
-	19,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
-	133, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
-	130, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	20,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
-	21,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
-	27,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
-	32,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
-	41,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
-	70,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
-	88,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
-	124, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
-	36,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
-	90,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
-	92,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
-	126, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
-	29,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
-	28,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
-	28,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
-	28,  // 32: retinue.config.v1.Runtime.drain_shutdown:type_name -> retinue.config.v1.DrainPolicy
-	30,  // 33: retinue.config.v1.Overload.actions:type_name -> retinue.config.v1.OverloadAction
-	9,   // 34: retinue.config.v1.OverloadAction.kind:type_name -> retinue.config.v1.OverloadAction.Kind
-	31,  // 35: retinue.config.v1.Listener.addresses:type_name -> retinue.config.v1.Address
-	33,  // 36: retinue.config.v1.Listener.filter_chains:type_name -> retinue.config.v1.FilterChain
-	35,  // 37: retinue.config.v1.Listener.proxy_protocol:type_name -> retinue.config.v1.ProxyProtocol
-	39,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
-	34,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
-	37,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
-	91,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
-	40,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
-	91,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
-	68,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
-	68,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
-	76,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
-	49,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
-	47,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
-	48,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
-	25,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
-	68,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
-	68,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
-	46,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
-	45,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
-	91,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
-	42,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
+	16,  // 6: retinue.config.v1.Refused.reasons:type_name -> retinue.config.v1.Refusal
+	155, // 7: retinue.config.v1.WatchResponse.hello:type_name -> retinue.suite.v1.Hello
+	19,  // 8: retinue.config.v1.WatchResponse.prepare:type_name -> retinue.config.v1.Prepare
+	23,  // 9: retinue.config.v1.WatchResponse.commit:type_name -> retinue.config.v1.Commit
+	24,  // 10: retinue.config.v1.WatchResponse.abort:type_name -> retinue.config.v1.Abort
+	20,  // 11: retinue.config.v1.WatchResponse.secrets:type_name -> retinue.config.v1.Secrets
+	25,  // 12: retinue.config.v1.Prepare.objects:type_name -> retinue.config.v1.ObjectRef
+	27,  // 13: retinue.config.v1.Prepare.changed:type_name -> retinue.config.v1.Object
+	20,  // 14: retinue.config.v1.Prepare.secrets:type_name -> retinue.config.v1.Secrets
+	134, // 15: retinue.config.v1.Prepare.endpoints:type_name -> retinue.config.v1.ClusterEndpoints
+	131, // 16: retinue.config.v1.Prepare.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	21,  // 17: retinue.config.v1.Secrets.certificates:type_name -> retinue.config.v1.CertificateSecret
+	22,  // 18: retinue.config.v1.Secrets.files:type_name -> retinue.config.v1.FileSecret
+	28,  // 19: retinue.config.v1.Object.runtime:type_name -> retinue.config.v1.Runtime
+	33,  // 20: retinue.config.v1.Object.listener:type_name -> retinue.config.v1.Listener
+	42,  // 21: retinue.config.v1.Object.http:type_name -> retinue.config.v1.Http
+	71,  // 22: retinue.config.v1.Object.cluster:type_name -> retinue.config.v1.Cluster
+	89,  // 23: retinue.config.v1.Object.access_log:type_name -> retinue.config.v1.AccessLog
+	125, // 24: retinue.config.v1.Object.stats:type_name -> retinue.config.v1.Stats
+	37,  // 25: retinue.config.v1.Object.certificate:type_name -> retinue.config.v1.Certificate
+	91,  // 26: retinue.config.v1.Object.plugin:type_name -> retinue.config.v1.Plugin
+	93,  // 27: retinue.config.v1.Object.filter:type_name -> retinue.config.v1.Filter
+	127, // 28: retinue.config.v1.Object.tracing:type_name -> retinue.config.v1.Tracing
+	30,  // 29: retinue.config.v1.Runtime.overload:type_name -> retinue.config.v1.Overload
+	29,  // 30: retinue.config.v1.Runtime.drain_upgrade:type_name -> retinue.config.v1.DrainPolicy
+	29,  // 31: retinue.config.v1.Runtime.drain_listener:type_name -> retinue.config.v1.DrainPolicy
+	29,  // 32: retinue.config.v1.Runtime.drain_shutdown:type_name -> retinue.config.v1.DrainPolicy
+	31,  // 33: retinue.config.v1.Overload.actions:type_name -> retinue.config.v1.OverloadAction
+	10,  // 34: retinue.config.v1.OverloadAction.kind:type_name -> retinue.config.v1.OverloadAction.Kind
+	32,  // 35: retinue.config.v1.Listener.addresses:type_name -> retinue.config.v1.Address
+	34,  // 36: retinue.config.v1.Listener.filter_chains:type_name -> retinue.config.v1.FilterChain
+	36,  // 37: retinue.config.v1.Listener.proxy_protocol:type_name -> retinue.config.v1.ProxyProtocol
+	40,  // 38: retinue.config.v1.FilterChain.tcp:type_name -> retinue.config.v1.TcpProxy
+	35,  // 39: retinue.config.v1.FilterChain.match:type_name -> retinue.config.v1.FilterChainMatch
+	38,  // 40: retinue.config.v1.FilterChain.tls:type_name -> retinue.config.v1.Tls
+	92,  // 41: retinue.config.v1.FilterChain.filters:type_name -> retinue.config.v1.FilterUse
+	41,  // 42: retinue.config.v1.TcpProxy.clusters:type_name -> retinue.config.v1.WeightedCluster
+	92,  // 43: retinue.config.v1.TcpProxy.filters:type_name -> retinue.config.v1.FilterUse
+	69,  // 44: retinue.config.v1.WeightedCluster.request_headers:type_name -> retinue.config.v1.HeaderOps
+	69,  // 45: retinue.config.v1.WeightedCluster.response_headers:type_name -> retinue.config.v1.HeaderOps
+	77,  // 46: retinue.config.v1.WeightedCluster.subset:type_name -> retinue.config.v1.Metadata
+	50,  // 47: retinue.config.v1.Http.virtual_hosts:type_name -> retinue.config.v1.VirtualHost
+	48,  // 48: retinue.config.v1.Http.timeouts:type_name -> retinue.config.v1.HttpTimeouts
+	49,  // 49: retinue.config.v1.Http.limits:type_name -> retinue.config.v1.HttpLimits
+	26,  // 50: retinue.config.v1.Http.source:type_name -> retinue.config.v1.Source
+	69,  // 51: retinue.config.v1.Http.request_headers:type_name -> retinue.config.v1.HeaderOps
+	69,  // 52: retinue.config.v1.Http.response_headers:type_name -> retinue.config.v1.HeaderOps
+	47,  // 53: retinue.config.v1.Http.path:type_name -> retinue.config.v1.PathOptions
+	46,  // 54: retinue.config.v1.Http.http2:type_name -> retinue.config.v1.Http2
+	92,  // 55: retinue.config.v1.Http.filters:type_name -> retinue.config.v1.FilterUse
+	43,  // 56: retinue.config.v1.Http.tracing:type_name -> retinue.config.v1.HttpTracing
 	1,   // 57: retinue.config.v1.HttpTracing.accept:type_name -> retinue.config.v1.TraceFormat
 	1,   // 58: retinue.config.v1.HttpTracing.propagate:type_name -> retinue.config.v1.TraceFormat
-	44,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
+	45,  // 59: retinue.config.v1.HttpTracing.tags:type_name -> retinue.config.v1.TraceTag
 	2,   // 60: retinue.config.v1.PathOptions.escaped_slashes:type_name -> retinue.config.v1.EscapedSlashes
-	50,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
-	68,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
-	68,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
-	25,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
-	91,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
-	51,  // 66: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
-	54,  // 67: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
-	66,  // 68: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
-	67,  // 69: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
-	68,  // 70: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
-	68,  // 71: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
-	25,  // 72: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
-	91,  // 73: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
-	43,  // 74: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
-	52,  // 75: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
-	52,  // 76: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
-	52,  // 77: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
-	53,  // 78: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
-	40,  // 79: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
-	58,  // 80: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
-	59,  // 81: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
-	60,  // 82: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	61,  // 83: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
-	63,  // 84: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
-	56,  // 85: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
-	76,  // 86: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
-	55,  // 87: retinue.config.v1.RouteAction.upgrades:type_name -> retinue.config.v1.RouteUpgrades
-	3,   // 88: retinue.config.v1.RouteAction.priority:type_name -> retinue.config.v1.RoutingPriority
-	57,  // 89: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
-	62,  // 90: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
-	52,  // 91: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
-	52,  // 92: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
-	64,  // 93: retinue.config.v1.RetryPolicy.rate_limited_back_off:type_name -> retinue.config.v1.RateLimitedBackOff
-	65,  // 94: retinue.config.v1.RateLimitedBackOff.headers:type_name -> retinue.config.v1.ResetHeader
-	60,  // 95: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	69,  // 96: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
-	69,  // 97: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
-	69,  // 98: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	86,  // 99: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
-	5,   // 100: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	87,  // 101: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	83,  // 102: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
-	38,  // 103: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
-	77,  // 104: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
-	81,  // 105: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
-	45,  // 106: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
-	71,  // 107: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
-	72,  // 108: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
-	73,  // 109: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
-	74,  // 110: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
-	75,  // 111: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	87,  // 112: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
-	4,   // 113: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
-	76,  // 114: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
-	78,  // 115: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
-	79,  // 116: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
-	80,  // 117: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	69,  // 118: retinue.config.v1.HttpCheck.request_headers:type_name -> retinue.config.v1.Header
-	82,  // 119: retinue.config.v1.OutlierDetection.enforcing:type_name -> retinue.config.v1.OutlierEnforcing
-	84,  // 120: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	85,  // 121: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	76,  // 122: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	89,  // 123: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	6,   // 124: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	25,  // 125: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	6,   // 126: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	25,  // 127: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	107, // 128: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	108, // 129: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	109, // 130: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	110, // 131: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	111, // 132: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	116, // 133: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	117, // 134: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	118, // 135: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	119, // 136: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	120, // 137: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	122, // 138: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	123, // 139: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	93,  // 140: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	94,  // 141: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	99,  // 142: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	62,  // 143: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	95,  // 144: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	96,  // 145: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	97,  // 146: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	98,  // 147: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	51,  // 148: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	103, // 149: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	102, // 150: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	102, // 151: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	100, // 152: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
-	102, // 153: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
-	101, // 154: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
-	101, // 155: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
-	100, // 156: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
-	106, // 157: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	104, // 158: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	105, // 159: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	68,  // 160: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	68,  // 161: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	51,  // 162: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	112, // 163: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	112, // 164: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	113, // 165: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	114, // 166: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	115, // 167: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	25,  // 168: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	51,  // 169: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	52,  // 170: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	121, // 171: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	51,  // 172: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	125, // 173: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	10,  // 174: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	127, // 175: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	127, // 176: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	127, // 177: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	127, // 178: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	154, // 179: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	133, // 180: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	130, // 181: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	86,  // 182: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	136, // 183: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	7,   // 184: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	25,  // 185: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	136, // 186: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	154, // 187: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	142, // 188: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	143, // 189: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	141, // 190: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	130, // 191: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 192: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	146, // 193: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	149, // 194: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	136, // 195: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	8,   // 196: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	25,  // 197: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	69,  // 198: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	153, // 199: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	25,  // 200: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	11,  // 201: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	128, // 202: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	134, // 203: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	137, // 204: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	139, // 205: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	144, // 206: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	147, // 207: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	150, // 208: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	131, // 209: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	151, // 210: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	17,  // 211: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	129, // 212: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	135, // 213: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	138, // 214: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	140, // 215: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	145, // 216: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	148, // 217: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	138, // 218: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	132, // 219: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	152, // 220: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	211, // [211:221] is the sub-list for method output_type
-	201, // [201:211] is the sub-list for method input_type
-	201, // [201:201] is the sub-list for extension type_name
-	201, // [201:201] is the sub-list for extension extendee
-	0,   // [0:201] is the sub-list for field type_name
+	51,  // 61: retinue.config.v1.VirtualHost.routes:type_name -> retinue.config.v1.Route
+	69,  // 62: retinue.config.v1.VirtualHost.request_headers:type_name -> retinue.config.v1.HeaderOps
+	69,  // 63: retinue.config.v1.VirtualHost.response_headers:type_name -> retinue.config.v1.HeaderOps
+	26,  // 64: retinue.config.v1.VirtualHost.source:type_name -> retinue.config.v1.Source
+	92,  // 65: retinue.config.v1.VirtualHost.filters:type_name -> retinue.config.v1.FilterUse
+	3,   // 66: retinue.config.v1.VirtualHost.require_tls:type_name -> retinue.config.v1.RequireTls
+	52,  // 67: retinue.config.v1.Route.match:type_name -> retinue.config.v1.RouteMatch
+	55,  // 68: retinue.config.v1.Route.route:type_name -> retinue.config.v1.RouteAction
+	67,  // 69: retinue.config.v1.Route.redirect:type_name -> retinue.config.v1.Redirect
+	68,  // 70: retinue.config.v1.Route.respond:type_name -> retinue.config.v1.Respond
+	69,  // 71: retinue.config.v1.Route.request_headers:type_name -> retinue.config.v1.HeaderOps
+	69,  // 72: retinue.config.v1.Route.response_headers:type_name -> retinue.config.v1.HeaderOps
+	26,  // 73: retinue.config.v1.Route.source:type_name -> retinue.config.v1.Source
+	92,  // 74: retinue.config.v1.Route.filters:type_name -> retinue.config.v1.FilterUse
+	44,  // 75: retinue.config.v1.Route.tracing:type_name -> retinue.config.v1.RouteTracing
+	53,  // 76: retinue.config.v1.RouteMatch.headers:type_name -> retinue.config.v1.FieldMatch
+	53,  // 77: retinue.config.v1.RouteMatch.query:type_name -> retinue.config.v1.FieldMatch
+	53,  // 78: retinue.config.v1.RouteMatch.cookies:type_name -> retinue.config.v1.FieldMatch
+	54,  // 79: retinue.config.v1.FieldMatch.range:type_name -> retinue.config.v1.Range
+	41,  // 80: retinue.config.v1.RouteAction.clusters:type_name -> retinue.config.v1.WeightedCluster
+	59,  // 81: retinue.config.v1.RouteAction.sticky:type_name -> retinue.config.v1.Sticky
+	60,  // 82: retinue.config.v1.RouteAction.mirrors:type_name -> retinue.config.v1.Mirror
+	61,  // 83: retinue.config.v1.RouteAction.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	62,  // 84: retinue.config.v1.RouteAction.query_rewrite:type_name -> retinue.config.v1.QueryRewrite
+	64,  // 85: retinue.config.v1.RouteAction.retry:type_name -> retinue.config.v1.RetryPolicy
+	57,  // 86: retinue.config.v1.RouteAction.hash_policies:type_name -> retinue.config.v1.HashPolicy
+	77,  // 87: retinue.config.v1.RouteAction.subset:type_name -> retinue.config.v1.Metadata
+	56,  // 88: retinue.config.v1.RouteAction.upgrades:type_name -> retinue.config.v1.RouteUpgrades
+	4,   // 89: retinue.config.v1.RouteAction.priority:type_name -> retinue.config.v1.RoutingPriority
+	58,  // 90: retinue.config.v1.HashPolicy.cookie:type_name -> retinue.config.v1.HashCookie
+	63,  // 91: retinue.config.v1.QueryRewrite.set:type_name -> retinue.config.v1.Parameter
+	53,  // 92: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
+	53,  // 93: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
+	65,  // 94: retinue.config.v1.RetryPolicy.rate_limited_back_off:type_name -> retinue.config.v1.RateLimitedBackOff
+	66,  // 95: retinue.config.v1.RateLimitedBackOff.headers:type_name -> retinue.config.v1.ResetHeader
+	61,  // 96: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	70,  // 97: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
+	70,  // 98: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
+	70,  // 99: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
+	70,  // 100: retinue.config.v1.HeaderOps.present:type_name -> retinue.config.v1.Header
+	87,  // 101: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	6,   // 102: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
+	88,  // 103: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	84,  // 104: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	39,  // 105: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
+	78,  // 106: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
+	82,  // 107: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
+	46,  // 108: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
+	72,  // 109: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
+	73,  // 110: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
+	74,  // 111: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
+	75,  // 112: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
+	76,  // 113: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
+	88,  // 114: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
+	5,   // 115: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
+	77,  // 116: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
+	79,  // 117: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
+	80,  // 118: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
+	81,  // 119: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
+	70,  // 120: retinue.config.v1.HttpCheck.request_headers:type_name -> retinue.config.v1.Header
+	83,  // 121: retinue.config.v1.OutlierDetection.enforcing:type_name -> retinue.config.v1.OutlierEnforcing
+	85,  // 122: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	86,  // 123: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	77,  // 124: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	90,  // 125: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	7,   // 126: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	26,  // 127: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	7,   // 128: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	26,  // 129: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	108, // 130: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	109, // 131: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	110, // 132: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	111, // 133: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	112, // 134: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	117, // 135: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	118, // 136: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	119, // 137: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	120, // 138: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	121, // 139: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	123, // 140: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	124, // 141: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	94,  // 142: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	95,  // 143: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	100, // 144: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	63,  // 145: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	96,  // 146: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	97,  // 147: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	98,  // 148: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	99,  // 149: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	52,  // 150: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	104, // 151: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	103, // 152: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	103, // 153: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	101, // 154: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
+	103, // 155: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
+	102, // 156: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
+	102, // 157: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
+	101, // 158: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
+	107, // 159: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	105, // 160: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	106, // 161: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	69,  // 162: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	69,  // 163: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	52,  // 164: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	113, // 165: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	113, // 166: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	114, // 167: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	115, // 168: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	116, // 169: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	26,  // 170: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	52,  // 171: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	53,  // 172: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	122, // 173: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	52,  // 174: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	126, // 175: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	11,  // 176: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	128, // 177: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	128, // 178: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	128, // 179: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	128, // 180: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	155, // 181: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	134, // 182: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	131, // 183: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	87,  // 184: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	137, // 185: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	8,   // 186: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	26,  // 187: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	137, // 188: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	155, // 189: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	143, // 190: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	144, // 191: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	142, // 192: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	131, // 193: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 194: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	147, // 195: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	150, // 196: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	137, // 197: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	9,   // 198: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	26,  // 199: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	70,  // 200: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	154, // 201: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	26,  // 202: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	12,  // 203: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	129, // 204: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	135, // 205: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	138, // 206: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	140, // 207: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	145, // 208: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	148, // 209: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	151, // 210: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	132, // 211: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	152, // 212: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	18,  // 213: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	130, // 214: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	136, // 215: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	139, // 216: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	141, // 217: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	146, // 218: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	149, // 219: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	139, // 220: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	133, // 221: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	153, // 222: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	213, // [213:223] is the sub-list for method output_type
+	203, // [203:213] is the sub-list for method input_type
+	203, // [203:203] is the sub-list for extension type_name
+	203, // [203:203] is the sub-list for extension extendee
+	0,   // [0:203] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -14350,7 +14427,7 @@ func file_config_v1_config_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
-			NumEnums:      11,
+			NumEnums:      12,
 			NumMessages:   143,
 			NumExtensions: 0,
 			NumServices:   1,
