@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"retinue.dev/tests/certs"
 	"retinue.dev/tests/suite"
 )
 
@@ -160,5 +162,44 @@ func TestRetries(t *testing.T) {
 	}
 	if got := answers(t, "http://"+s.Address("web")+"/", 30); got["a 503"] == 0 || got["b 500"] == 0 {
 		t.Errorf("a route without retry answers %v", got)
+	}
+}
+
+// The certificate that a check asks for is the one that requests ask for: by sni where it is written, else for the endpoint's address.
+func TestHealthChecksOverTLS(t *testing.T) {
+	ca := certs.New(t, "servers")
+	for _, c := range []struct {
+		name, certificate, more string
+		well                    float64
+	}{
+		{"of the address", "127.0.0.1", "", 1},
+		{"of another address", "127.0.0.9", "", 0},
+		{"of the name", "app.test", `sni = "app.test"`, 1},
+		{"of a name, unasked", "app.test", "", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var resumed int
+			server := secureApplication(t, ca.Issue(c.certificate), &tls.Config{SessionTicketsDisabled: true}, &resumed)
+			s := suite.Start(t, fmt.Sprintf(healthConfig, server, "127.0.0.1:1", "127.0.0.1:2", fmt.Sprintf(`
+  health_check "http" {
+    interval  = "20ms"
+    timeout   = "5s"
+    healthy   = 1
+    unhealthy = 1
+  }
+  tls {
+    ca_file = %q
+    %s
+  }`, ca.File, c.more)))
+			for _, result := range []string{"failure", "success"}[:1+int(c.well)] { // of the two that nobody is at
+				s.AwaitStat(1, "retinue_cluster_health_check_"+result, "cluster=app")
+			}
+			s.Eventually(fmt.Sprintf("%v hosts are well", c.well), func() error {
+				if n := s.Stat("retinue_cluster_membership_healthy", "cluster=app"); n != c.well {
+					return fmt.Errorf("%v are", n)
+				}
+				return nil
+			})
+		})
 	}
 }
