@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"cmp"
 	"path"
 	"strconv"
 	"strings"
@@ -23,7 +24,10 @@ func (c *compiler) discovery(n *schema.Node) *configv1.Discovery {
 	}
 	d := &configv1.DnsDiscovery{
 		Record: n.Str("record"), MinTtlMs: n.Int("min_ttl"), MaxTtlMs: n.Int("max_ttl"), TimeoutMs: n.Int("timeout"),
-		Logical: n.Bool("logical"),
+		Logical: n.Bool("logical"), FailureIntervalMs: n.Int("failure_interval"), MaxFailureIntervalMs: n.Int("max_failure_interval"),
+	}
+	if shortest := cmp.Or(d.FailureIntervalMs, d.MinTtlMs); d.MaxFailureIntervalMs > 0 && d.MaxFailureIntervalMs < shortest {
+		c.diags.Report(diag.OutOfRange, n.Range("max_failure_interval"), "Floor above ceiling", "max_failure_interval is not shorter than failure_interval (min_ttl where it is not written).")
 	}
 	if d.MinTtlMs > d.MaxTtlMs {
 		c.diags.Report(diag.OutOfRange, n.Range("min_ttl"), "Floor above ceiling", "min_ttl is not longer than max_ttl.")

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -60,6 +61,7 @@ type look struct {
 	again     time.Duration
 	err       error
 	stamp     stamp // of a file
+	failures  int   // of DNS, in a row
 }
 
 // stamp tells whether a file changed.
@@ -282,9 +284,31 @@ func (r *resolver) look(ctx context.Context, d *configv1.Discovery, last *look) 
 	floor, ceiling := time.Duration(dns.GetMinTtlMs())*time.Millisecond, time.Duration(dns.GetMaxTtlMs())*time.Millisecond
 	endpoints, ttl, err := r.lookup(ctx, dns)
 	if err != nil {
-		return look{again: max(floor, 100*time.Millisecond), err: err}
+		before := 0
+		if last != nil {
+			before = last.failures
+		}
+		return look{again: max(pause(dns, floor, before), 100*time.Millisecond), err: err, failures: before + 1}
 	}
 	return look{endpoints: endpoints, again: max(floor, min(ttl, ceiling), 100*time.Millisecond)}
+}
+
+// pause is how long to wait after a look-up that failed, behind so many others: the interval, and for each of those up to twice as long as
+// after the one before. Envoy's back-off draws from nothing on; here name servers in trouble are never asked sooner than written.
+func pause(dns *configv1.DnsDiscovery, floor time.Duration, before int) time.Duration {
+	base := floor
+	if ms := dns.GetFailureIntervalMs(); ms > 0 {
+		base = time.Duration(ms) * time.Millisecond
+	}
+	most := 10 * base
+	if ms := dns.GetMaxFailureIntervalMs(); ms > 0 {
+		most = time.Duration(ms) * time.Millisecond
+	}
+	longest := base
+	for ; before > 0 && longest < most; before-- {
+		longest *= 2
+	}
+	return base + rand.N(max(0, min(longest, most)-base)+1)
 }
 
 func readFile(path string, last *look) look {

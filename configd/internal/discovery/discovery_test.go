@@ -265,8 +265,15 @@ func TestFloorAndCeiling(t *testing.T) {
 		}
 	}
 	s.change(func() { s.code = dnsmessage.RCodeRefused })
-	if got := r.look(t.Context(), spec, nil); got.err == nil || got.again != 5*time.Second {
+	if got := r.look(t.Context(), spec, nil); got.err == nil || got.again != 5*time.Second || got.failures != 1 {
 		t.Errorf("after a failure: again in %v, %v", got.again, got.err)
+	}
+	if got := r.look(t.Context(), spec, &look{failures: 3}); got.err == nil || got.failures != 4 {
+		t.Errorf("the fourth failure: %+v", got)
+	}
+	s.change(func() { s.code = dnsmessage.RCodeSuccess })
+	if got := r.look(t.Context(), spec, &look{failures: 3}); got.err != nil || got.failures != 0 {
+		t.Errorf("found again: %+v", got)
 	}
 }
 
@@ -472,4 +479,34 @@ func FuzzFile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestFailureBackOff: after each look-up that failed in a row the next one may wait twice as long, within the bounds.
+func TestFailureBackOff(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spec  *configv1.DnsDiscovery
+		least time.Duration
+		most  []time.Duration // after so many failures before
+	}{
+		{"by min_ttl", &configv1.DnsDiscovery{}, 5 * time.Second, []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 50 * time.Second, 50 * time.Second}},
+		{"as written", &configv1.DnsDiscovery{FailureIntervalMs: 1000, MaxFailureIntervalMs: 3000}, time.Second, []time.Duration{time.Second, 2 * time.Second, 3 * time.Second, 3 * time.Second}},
+		{"always the same", &configv1.DnsDiscovery{FailureIntervalMs: 1000, MaxFailureIntervalMs: 1000}, time.Second, []time.Duration{time.Second, time.Second}},
+	} {
+		for before, most := range append(test.most, test.most[len(test.most)-1]) {
+			if before == len(test.most) {
+				before = 1 << 40 // for years
+			}
+			var longest time.Duration
+			for range 1000 {
+				got := pause(test.spec, 5*time.Second, before)
+				if longest = max(longest, got); got < test.least || got > most {
+					t.Fatalf("%s, %d before: %v, want %v to %v", test.name, before, got, test.least, most)
+				}
+			}
+			if middle := (test.least + most) / 2; longest < middle { // one in 2^1000 by chance
+				t.Errorf("%s, %d before: %v at most of 1000", test.name, before, longest)
+			}
+		}
+	}
 }

@@ -3,7 +3,6 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -143,7 +142,8 @@ const maxPlaces = 16
 
 // logicalHost makes a host that is known by name, out of the addresses to try.
 func logicalHost(name string, first netip.AddrPort, more []string) (*Host, error) {
-	if host, port, err := net.SplitHostPort(name); err != nil || host == "" || port == "" || len(name) > 300 {
+	host, port, _ := strings.Cut(name, ":")
+	if host == "" || port == "" || strings.Contains(port, ":") || len(name) > 300 {
 		return nil, fmt.Errorf("%q is no name:port", name)
 	}
 	if !first.IsValid() {

@@ -7231,17 +7231,19 @@ func (*Discovery_Dns) isDiscovery_Kind() {}
 func (*Discovery_File) isDiscovery_Kind() {}
 
 type DnsDiscovery struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`                             // lower case, without a dot at its end
-	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`                            // 0 with SRV
-	Record        string                 `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`                         // "any" "a" "aaaa" "srv"
-	MinTtlMs      int64                  `protobuf:"varint,4,opt,name=min_ttl_ms,json=minTtlMs,proto3" json:"min_ttl_ms,omitempty"`  // default 5 000
-	MaxTtlMs      int64                  `protobuf:"varint,5,opt,name=max_ttl_ms,json=maxTtlMs,proto3" json:"max_ttl_ms,omitempty"`  // default 300 000
-	TimeoutMs     int64                  `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // default 5 000
-	Resolvers     []string               `protobuf:"bytes,7,rep,name=resolvers,proto3" json:"resolvers,omitempty"`                   // IP:port; none: the system's
-	Logical       bool                   `protobuf:"varint,40,opt,name=logical,proto3" json:"logical,omitempty"`                     // a name is one endpoint, with all of its addresses
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Host                 string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`                                                                   // lower case, without a dot at its end
+	Port                 uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`                                                                  // 0 with SRV
+	Record               string                 `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`                                                               // "any" "a" "aaaa" "srv"
+	MinTtlMs             int64                  `protobuf:"varint,4,opt,name=min_ttl_ms,json=minTtlMs,proto3" json:"min_ttl_ms,omitempty"`                                        // default 5 000
+	MaxTtlMs             int64                  `protobuf:"varint,5,opt,name=max_ttl_ms,json=maxTtlMs,proto3" json:"max_ttl_ms,omitempty"`                                        // default 300 000
+	TimeoutMs            int64                  `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`                                       // default 5 000
+	Resolvers            []string               `protobuf:"bytes,7,rep,name=resolvers,proto3" json:"resolvers,omitempty"`                                                         // IP:port; none: the system's
+	Logical              bool                   `protobuf:"varint,40,opt,name=logical,proto3" json:"logical,omitempty"`                                                           // a name is one endpoint, with all of its addresses
+	FailureIntervalMs    int64                  `protobuf:"varint,60,opt,name=failure_interval_ms,json=failureIntervalMs,proto3" json:"failure_interval_ms,omitempty"`            // pause after a look-up that failed; default min_ttl
+	MaxFailureIntervalMs int64                  `protobuf:"varint,61,opt,name=max_failure_interval_ms,json=maxFailureIntervalMs,proto3" json:"max_failure_interval_ms,omitempty"` // the longest pause after several; default 10 times that
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *DnsDiscovery) Reset() {
@@ -7328,6 +7330,20 @@ func (x *DnsDiscovery) GetLogical() bool {
 		return x.Logical
 	}
 	return false
+}
+
+func (x *DnsDiscovery) GetFailureIntervalMs() int64 {
+	if x != nil {
+		return x.FailureIntervalMs
+	}
+	return 0
+}
+
+func (x *DnsDiscovery) GetMaxFailureIntervalMs() int64 {
+	if x != nil {
+		return x.MaxFailureIntervalMs
+	}
+	return 0
 }
 
 type FileDiscovery struct {
@@ -13349,7 +13365,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tDiscovery\x123\n" +
 	"\x03dns\x18\x01 \x01(\v2\x1f.retinue.config.v1.DnsDiscoveryH\x00R\x03dns\x126\n" +
 	"\x04file\x18\x02 \x01(\v2 .retinue.config.v1.FileDiscoveryH\x00R\x04fileB\x06\n" +
-	"\x04kind\"\xe1\x01\n" +
+	"\x04kind\"\xc8\x02\n" +
 	"\fDnsDiscovery\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
@@ -13361,7 +13377,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x06 \x01(\x03R\ttimeoutMs\x12\x1c\n" +
 	"\tresolvers\x18\a \x03(\tR\tresolvers\x12\x18\n" +
-	"\alogical\x18( \x01(\bR\alogical\"#\n" +
+	"\alogical\x18( \x01(\bR\alogical\x12.\n" +
+	"\x13failure_interval_ms\x18< \x01(\x03R\x11failureIntervalMs\x125\n" +
+	"\x17max_failure_interval_ms\x18= \x01(\x03R\x14maxFailureIntervalMs\"#\n" +
 	"\rFileDiscovery\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"\xf4\x01\n" +
 	"\bEndpoint\x12\x18\n" +
