@@ -1,18 +1,26 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"retinue.dev/tests/certs"
+	"retinue.dev/tests/suite"
 )
 
 // rawCodec lets a server of gRPC see the bytes of messages.
@@ -77,7 +85,12 @@ func authoriser(t *testing.T) string {
 			string(wire(request, attributes, asked, http, method)), string(wire(request, attributes, asked, http, path)), string(wire(request, attributes, asked, http, body)),
 			string(wire(request, attributes, 10, 1)), // context_extensions
 		}, " ")
-		answer := bytesField(bytesField(nil, 1, nil), 3, bytesField(nil, 2, option("x-said", said)))
+		const source, destination, principal = 1, 2, 4
+		who := string(wire(request, attributes, source, principal)) + " at " + string(wire(request, attributes, destination, principal))
+		if certificate := string(wire(request, attributes, source, 5)); certificate != "" {
+			who += " with " + certificate
+		}
+		answer := bytesField(bytesField(nil, 1, nil), 3, bytesField(bytesField(nil, 2, option("x-said", said)), 6, bytesField(option("x-who", who), 2, numberField(nil, 1, 1))))
 		if strings.Contains(said, "/edits") {
 			acting := func(name, value string, action uint64) []byte {
 				return protowire.AppendVarint(protowire.AppendTag(option(name, value), 3, protowire.VarintType), action)
@@ -321,4 +334,53 @@ cluster "grpc_auth" {
 		t.Errorf("asked %d times", n)
 	}
 	st.AwaitStat(3, "retinue_ext_authz_cached", "filter=kept")
+}
+
+// TestExtAuthzPrincipals: the service learns the names in both certificates, and the client's certificate where it is to.
+func TestExtAuthzPrincipals(t *testing.T) {
+	ca, clients := certs.New(t, "servers"), certs.New(t, "clients")
+	own := clients.Issue("app.mesh", "spiffe://mesh/app")
+	config := tlsConfig(ca.Issue("shop.test"), fmt.Sprintf("client_ca = %q\n    require_client_cert = false", clients.File), fmt.Sprintf("endpoints = [%q]", suite.Upstream(t, func(c net.Conn) {
+		_, _ = http.ReadRequest(bufio.NewReader(c))
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	})))
+	config = strings.Replace(config, "  http {", "  http {\n    filters = [filter.ext_authz.plain, filter.ext_authz.whole]", 1) + fmt.Sprintf(`
+filter "ext_authz" "plain" {
+  cluster = cluster.authoriser
+  api     = "grpc"
+  timeout = "20s"
+}
+filter "ext_authz" "whole" {
+  cluster                  = cluster.authoriser
+  api                      = "grpc"
+  timeout                  = "20s"
+  include_peer_certificate = true
+}
+cluster "authoriser" {
+  endpoints = [%q]
+  protocol  = "http2"
+}
+`, authoriser(t))
+	s := suite.Start(t, config)
+	escaped := strings.ReplaceAll(url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.TLS.Certificate[0]}))), "+", "%20")
+	for _, with := range []bool{true, false} {
+		tlsOf, want := &tls.Config{RootCAs: ca.Pool(), ServerName: "shop.test"}, "at shop.test|at shop.test"
+		if with { // a response passes the filters in reverse
+			tlsOf.Certificates, want = []tls.Certificate{own.TLS}, "spiffe://mesh/app at shop.test with "+escaped+"|spiffe://mesh/app at shop.test"
+		}
+		for _, http2 := range []bool{false, true} {
+			request, err := http.NewRequestWithContext(t.Context(), "GET", "https://"+s.Address("edge")+"/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := tlsClient(t, tlsOf, http2).Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Body.Close()
+			if got := strings.Join(r.Header.Values("X-Who"), "|"); r.StatusCode != 200 || got != want {
+				t.Errorf("certificate %t: %d, %q and not %q", with, r.StatusCode, got, want)
+			}
+		}
+	}
 }

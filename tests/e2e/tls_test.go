@@ -510,7 +510,7 @@ func TestForwardedClientCert(t *testing.T) {
 		c := tlsConfig(edge, fmt.Sprintf("client_ca = %q\n    require_client_cert = false", clients.File), fmt.Sprintf("endpoints = [%q]", strings.TrimPrefix(echo.URL, "http://")))
 		return strings.Replace(c, "  http {", fmt.Sprintf("  http {\n    forward_client_cert = %q\n    client_cert_details = [%s]", mode, details), 1)
 	}
-	escaped := url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.TLS.Certificate[0]})))
+	escaped := strings.ReplaceAll(url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.TLS.Certificate[0]}))), "+", "%20")
 	begin := fmt.Sprintf("By=spiffe://mesh/edge;By=spiffe://mesh/other;Hash=%x", sha256.Sum256(own.TLS.Certificate[0]))
 	const some, all = `"uri", "dns"`, `"cert", "chain", "subject", "uri", "dns"`
 	const uris = `;URI=spiffe://mesh/app;URI="urn:a,b";DNS=app.mesh`

@@ -17,6 +17,7 @@ func (c *compiler) extAuthzFilter(n *schema.Node, f *configv1.Filter) {
 	r := &configv1.ExtAuthzFilter{
 		Cluster: service(n.Get("cluster")), Grpc: n.Str("api") == "grpc", PathPrefix: n.Str("path_prefix"), TimeoutMs: n.Int("timeout"),
 		FailureModeAllow: n.Bool("failure_mode_allow"), FailureModeAllowHeaderAdd: n.Bool("failure_mode_allow_header_add"),
+		IncludePeerCertificate:        n.Bool("include_peer_certificate"),
 		StatusOnError:                 uint32(n.Int("status_on_error")),
 		AllowedHeaders:                c.namePatterns(n.List("allowed_headers")),
 		AllowedUpstreamHeaders:        c.namePatterns(n.List("allowed_upstream_headers")),
@@ -29,8 +30,12 @@ func (c *compiler) extAuthzFilter(n *schema.Node, f *configv1.Filter) {
 				c.diags.Report(diag.Exclusive, n.Range(name), "Not with this API", "%s is about services that are asked by HTTP; by gRPC the service says which headers change.", name)
 			}
 		}
-	} else if n.Own("context_extensions") {
-		c.diags.Report(diag.Exclusive, n.Range("context_extensions"), "Not with this API", "context_extensions are attributes of the gRPC API: write api = \"grpc\".")
+	} else {
+		for _, name := range []string{"context_extensions", "include_peer_certificate"} {
+			if n.Own(name) {
+				c.diags.Report(diag.Exclusive, n.Range(name), "Not with this API", "%s is about attributes of the gRPC API: write api = \"grpc\".", name)
+			}
+		}
 	}
 	if v := n.Get("path_prefix"); r.PathPrefix != "" {
 		if reason, _ := invalidPath(r.PathPrefix); reason != "" || strings.Contains(r.PathPrefix, "?") {

@@ -27,6 +27,7 @@ func extAuthzFilterBlock() *Block {
 			{Name: "allowed_upstream_headers", Kind: Strings, MaxLen: 200, DefaultDoc: "none", Doc: "HTTP: headers of the service's 200 that replace those of the request."},
 			{Name: "allowed_client_headers", Kind: Strings, MaxLen: 200, DefaultDoc: "all", Doc: "HTTP: headers of a refusal that the client gets."},
 			{Name: "allowed_client_headers_on_success", Kind: Strings, MaxLen: 200, DefaultDoc: "none", Doc: "HTTP: headers of the service's 200 that are added to the response."},
+			{Name: "include_peer_certificate", Kind: Bool, Default: false, Doc: "gRPC: the service gets the client's certificate, percent-encoded in PEM. The names in the certificates of both sides it gets anyway."},
 			{Name: "context_extensions", Kind: HeaderMap, MaxLen: 50, Doc: "gRPC: of the attributes of every request."},
 		},
 		Blocks: []Nested{

@@ -5,8 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
-	"net/url"
 
 	"retinue.dev/proxyd/internal/conn"
 	"retinue.dev/proxyd/internal/header"
@@ -96,12 +94,12 @@ func (d *certDetails) Note(state *tls.ConnectionState, own *x509.Certificate) []
 	}
 	b = hex.AppendEncode(append(b, "Hash="...), sum[:])
 	if d.cert {
-		b = append(append(append(b, `;Cert="`...), encodePEM(leaf)...), '"')
+		b = append(append(append(b, `;Cert="`...), tlstransport.EncodePEM(leaf)...), '"')
 	}
 	if d.chain {
 		b = append(b, `;Chain="`...)
 		for _, c := range state.PeerCertificates {
-			b = append(b, encodePEM(c)...)
+			b = append(b, tlstransport.EncodePEM(c)...)
 		}
 		b = append(b, '"')
 	}
@@ -119,10 +117,6 @@ func (d *certDetails) Note(state *tls.ConnectionState, own *x509.Certificate) []
 		}
 	}
 	return b
-}
-
-func encodePEM(c *x509.Certificate) string {
-	return url.QueryEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
 }
 
 // appendValue quotes a value where its characters would end it.

@@ -41,7 +41,7 @@ func TestClientCertElement(t *testing.T) {
 		t.Errorf("%s and not %s", got, want)
 	}
 	d = newCertDetails([]string{"cert", "chain"})
-	if got := string(d.Note(state, nil)); !strings.Contains(got, `;Cert="-----BEGIN+CERTIFICATE-----%0A`) || !strings.Contains(got, `;Chain="-----BEGIN+CERTIFICATE`) {
+	if got := string(d.Note(state, nil)); !strings.Contains(got, `;Cert="-----BEGIN%20CERTIFICATE-----%0A`) || !strings.Contains(got, `;Chain="-----BEGIN%20CERTIFICATE`) {
 		t.Errorf("%s", got)
 	}
 	if d.Note(&tls.ConnectionState{}, own) != nil {

@@ -76,6 +76,7 @@ type Filter struct {
 	client                    pattern.List // of a refusal by HTTP: to the client; nil: all
 	onSuccess                 pattern.List // of a permission by HTTP: into the response
 	body                      bodyOptions
+	certificate               bool     // the client's goes to the service
 	extensions                [][]byte // entries of context_extensions, encoded
 	key                       []Value
 	ttl                       int64 // ns
@@ -107,8 +108,9 @@ func New(o *configv1.ExtAuthzFilter, n *Needs) (*Filter, error) {
 	f := &Filter{
 		to: to, authority: []byte(o.GetCluster()), grpc: o.GetGrpc(), prefix: o.GetPathPrefix(), timeout: o.GetTimeoutMs() * 1e6,
 		allowOnError: o.GetFailureModeAllow(), tellAllowed: o.GetFailureModeAllowHeaderAdd(), statusOnError: int(o.GetStatusOnError()),
-		body: bodyOptions{int(o.GetMaxRequestBytes()), o.GetAllowPartialMessage(), o.GetPackAsBytes()},
-		ttl:  o.GetCacheTtlMs() * 1e6, pools: n.Pools, workers: make([]perWorker, n.Workers), cells: n.Cells,
+		certificate: o.GetIncludePeerCertificate(),
+		body:        bodyOptions{int(o.GetMaxRequestBytes()), o.GetAllowPartialMessage(), o.GetPackAsBytes()},
+		ttl:         o.GetCacheTtlMs() * 1e6, pools: n.Pools, workers: make([]perWorker, n.Workers), cells: n.Cells,
 	}
 	if f.timeout <= 0 || f.statusOnError < 200 || f.statusOnError > 599 {
 		return nil, fmt.Errorf("timeout %d ms and status_on_error %d make no sense", o.GetTimeoutMs(), f.statusOnError)

@@ -2,7 +2,12 @@ package extauthz
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -195,4 +200,38 @@ func FuzzReadCheck(f *testing.F) {
 			t.Error("the length of a body was edited")
 		}
 	})
+}
+
+// TestNote: what a certificate tells of its owner.
+func TestNote(t *testing.T) {
+	uri, err := url.Parse("spiffe://example.com/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := &x509.Certificate{Raw: []byte("x"), URIs: []*url.URL{uri}, DNSNames: []string{"app"}}
+	dns := &x509.Certificate{DNSNames: []string{"app", "more"}}
+	subject := &x509.Certificate{Subject: pkix.Name{CommonName: "app"}}
+	client := func(c *x509.Certificate) *tls.ConnectionState {
+		return &tls.ConnectionState{PeerCertificates: []*x509.Certificate{c}}
+	}
+	const pem = "-----BEGIN%20CERTIFICATE-----%0AeA%3D%3D%0A-----END%20CERTIFICATE-----%0A"
+	for _, row := range []struct {
+		state        *tls.ConnectionState
+		own          *x509.Certificate
+		certificate  bool
+		theirs, ours []byte
+	}{
+		{&tls.ConnectionState{}, nil, true, nil, nil},
+		{&tls.ConnectionState{}, subject, true, nil, encoded(4, "CN=app")},
+		{client(named), dns, false, encoded(4, "spiffe://example.com/app"), encoded(4, "app")},
+		{client(named), nil, true, encoded(4, "spiffe://example.com/app", 5, pem), nil},
+		{client(dns), named, false, encoded(4, "app"), encoded(4, "spiffe://example.com/app")},
+	} {
+		f := &Filter{certificate: row.certificate}
+		note := f.Note(row.state, row.own)
+		at := 4 + binary.BigEndian.Uint32(note)
+		if !bytes.Equal(note[4:at], row.theirs) || !bytes.Equal(note[at:], row.ours) {
+			t.Errorf("theirs %q, ours %q", note[4:at], note[at:])
+		}
+	}
 }

@@ -65,11 +65,12 @@ func (f *Filter) appendCheck(dst []byte, s *stream.Stream, body []byte, m *buffe
 	m.c = message.Field(request, 2, http)
 
 	attributes := m.a[:0] // http is in m.c by now
+	theirs, ours := f.names(s)
 	if s.Peer.IsValid() {
-		attributes = message.Field(attributes, 1, peer(m, s.Peer.Addr().Unmap().AppendTo(m.b[:0]), s.Peer.Port()))
+		attributes = message.Field(attributes, 1, peer(m, s.Peer.Addr().Unmap().AppendTo(m.b[:0]), s.Peer.Port(), theirs))
 	}
 	if local := s.Downstream().LocalAddress(); local.IsValid() {
-		attributes = message.Field(attributes, 2, peer(m, local.Addr().Unmap().AppendTo(m.b[:0]), local.Port()))
+		attributes = message.Field(attributes, 2, peer(m, local.Addr().Unmap().AppendTo(m.b[:0]), local.Port(), ours))
 	}
 	attributes = message.Field(attributes, 4, m.c)
 	for _, e := range f.extensions {
@@ -79,8 +80,8 @@ func (f *Filter) appendCheck(dst []byte, s *stream.Stream, body []byte, m *buffe
 	return message.Field(dst, 1, attributes)
 }
 
-// peer is a Peer with a socket address. It leaves m.b to its result.
-func peer(m *buffers, address []byte, port uint16) []byte {
+// peer is a Peer with a socket address and what more there is of it, encoded. It leaves m.b to its result.
+func peer(m *buffers, address []byte, port uint16, more []byte) []byte {
 	// address lies in m.b: each shell is written behind what it holds.
 	at := len(address)
 	b := message.Text(address, 2, address)
@@ -88,7 +89,7 @@ func peer(m *buffers, address []byte, port uint16) []byte {
 	socket := len(b)
 	b = message.Field(b, 1, b[at:socket]) // core.Address.socket_address
 	whole := len(b)
-	b = message.Field(b, 1, b[socket:whole]) // Peer.address
+	b = append(message.Field(b, 1, b[socket:whole]), more...) // Peer.address
 	m.b = b
 	return b[whole:]
 }

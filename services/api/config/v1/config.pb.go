@@ -8219,7 +8219,8 @@ type ExtAuthzFilter struct {
 	ContextExtensions             []*Parameter           `protobuf:"bytes,15,rep,name=context_extensions,json=contextExtensions,proto3" json:"context_extensions,omitempty"`                                           // gRPC
 	CacheKey                      []string               `protobuf:"bytes,16,rep,name=cache_key,json=cacheKey,proto3" json:"cache_key,omitempty"`                                                                      // inputs of a decision, with access-log operators; none: nothing is kept
 	CacheTtlMs                    int64                  `protobuf:"varint,17,opt,name=cache_ttl_ms,json=cacheTtlMs,proto3" json:"cache_ttl_ms,omitempty"`
-	CacheMaxEntries               uint32                 `protobuf:"varint,18,opt,name=cache_max_entries,json=cacheMaxEntries,proto3" json:"cache_max_entries,omitempty"` // in each worker
+	CacheMaxEntries               uint32                 `protobuf:"varint,18,opt,name=cache_max_entries,json=cacheMaxEntries,proto3" json:"cache_max_entries,omitempty"`                      // in each worker
+	IncludePeerCertificate        bool                   `protobuf:"varint,70,opt,name=include_peer_certificate,json=includePeerCertificate,proto3" json:"include_peer_certificate,omitempty"` // gRPC: the client's certificate, beside the name in it
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -8378,6 +8379,13 @@ func (x *ExtAuthzFilter) GetCacheMaxEntries() uint32 {
 		return x.CacheMaxEntries
 	}
 	return 0
+}
+
+func (x *ExtAuthzFilter) GetIncludePeerCertificate() bool {
+	if x != nil {
+		return x.IncludePeerCertificate
+	}
+	return false
 }
 
 // GlobalRateLimitFilter asks a service of envoy.service.ratelimit.v3 whether a request is over a limit (Envoy's ratelimit). Shares are
@@ -13454,7 +13462,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\text_authz\x18P \x01(\v2!.retinue.config.v1.ExtAuthzFilterH\x00R\bextAuthz\x12V\n" +
 	"\x11global_rate_limit\x18R \x01(\v2(.retinue.config.v1.GlobalRateLimitFilterH\x00R\x0fglobalRateLimit\x120\n" +
 	"\x03jwt\x18Z \x01(\v2\x1c.retinue.config.v1.JwtFilterH\x00R\x03jwtB\x06\n" +
-	"\x04kind\"\xb5\x06\n" +
+	"\x04kind\"\xef\x06\n" +
 	"\x0eExtAuthzFilter\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04grpc\x18\x02 \x01(\bR\x04grpc\x12\x1f\n" +
@@ -13477,7 +13485,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tcache_key\x18\x10 \x03(\tR\bcacheKey\x12 \n" +
 	"\fcache_ttl_ms\x18\x11 \x01(\x03R\n" +
 	"cacheTtlMs\x12*\n" +
-	"\x11cache_max_entries\x18\x12 \x01(\rR\x0fcacheMaxEntries\"\xfe\x03\n" +
+	"\x11cache_max_entries\x18\x12 \x01(\rR\x0fcacheMaxEntries\x128\n" +
+	"\x18include_peer_certificate\x18F \x01(\bR\x16includePeerCertificate\"\xfe\x03\n" +
 	"\x15GlobalRateLimitFilter\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x1d\n" +
