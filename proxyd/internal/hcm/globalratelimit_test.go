@@ -166,6 +166,11 @@ func TestAskingAllocatesNothing(t *testing.T) {
 		answer []byte
 	}{
 		{"global_rate_limit", limiting(nil), within()},
+		{"global_rate_limit of formats", limiting(func(f *configv1.GlobalRateLimitFilter) {
+			d := f.Descriptors[0]
+			d.Actions = append(d.Actions, &configv1.RateLimitAction{Key: "host", Kind: &configv1.RateLimitAction_Format{Format: "%REQ(:AUTHORITY)% by %PROTOCOL%"}})
+			d.HitsAddend, d.LimitRequests, d.LimitUnit = "2", "%REQ(X-PLAN)%", "minute"
+		}), within()},
 		{"ext_authz", &configv1.Filter{Name: "ext_authz.a", Kind: &configv1.Filter_ExtAuthz{ExtAuthz: &configv1.ExtAuthzFilter{
 			Cluster: "up", Grpc: true, TimeoutMs: 200, StatusOnError: 403,
 		}}}, authorised},
