@@ -172,6 +172,14 @@ filter "cors" "shop" {
   max_age           = "10m"
   allow_credentials = true
 }
+filter "cors" "answers" {
+  allow_origins                   = ["https://a.example.com"]
+  forward_not_matching_preflights = false
+}
+filter "rate_limit" "grpc" {
+  limit                              = "1/h"
+  rate_limited_as_resource_exhausted = true
+}
 filter "cors" "any" {
   allow_origins  = ["*"]
   expose_headers = ["x-total"]
@@ -214,6 +222,14 @@ filter "fault" "drip" {
       route "/cors" {
         cluster = cluster.app
         filters = [filter.cors.shop]
+      }
+      route "/cors-answers" {
+        cluster = cluster.app
+        filters = [filter.cors.answers]
+      }
+      route "/limit-grpc" {
+        cluster = cluster.app
+        filters = [filter.rate_limit.grpc]
       }
       route "/cors-any" {
         cluster = cluster.app
@@ -264,6 +280,13 @@ filter "fault" "drip" {
 			"access-control-max-age": "600", "access-control-allow-credentials": "true", "vary": "Origin",
 		}},
 		{"preflight of others", preflight + "https://example.org", 200, "", "via_upstream", map[string]string{"access-control-allow-methods": ""}},
+		{"preflight of others, answered", strings.Replace(preflight, "/cors", "/cors-answers", 1) + "https://example.org", 200, "", "cors_response", map[string]string{
+			"access-control-allow-methods": "", "access-control-allow-origin": "", "vary": "Origin", "content-length": "0",
+		}},
+		{"another request of others", "GET /cors-answers HTTP/1.1\nHost: a\nOrigin: https://example.org", 200, "", "via_upstream", nil},
+		{"the first of gRPC", "POST /limit-grpc HTTP/1.1\nHost: a\nContent-Length: 0\nContent-Type: application/grpc", 200, "", "via_upstream", nil},
+		{"the second of gRPC", "POST /limit-grpc HTTP/1.1\nHost: a\nContent-Length: 0\nContent-Type: application/grpc", 200, "RL", "local_rate_limited", map[string]string{"grpc-status": "8", "x-envoy-ratelimited": "true"}},
+		{"another of no gRPC", "GET /limit-grpc HTTP/1.1\nHost: a", 429, "RL", "local_rate_limited", map[string]string{"grpc-status": ""}},
 		{"no preflight", "OPTIONS /cors HTTP/1.1\nHost: a\nOrigin: https://a.example.com", 200, "", "via_upstream", map[string]string{"access-control-allow-methods": ""}},
 		{"cross origin", "GET /cors HTTP/1.1\nHost: a\nOrigin: https://a.example.com", 200, "", "via_upstream", map[string]string{
 			"access-control-allow-origin": "https://a.example.com", "vary": "accept|Origin",

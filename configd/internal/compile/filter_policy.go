@@ -28,7 +28,7 @@ var rateForm = regexp.MustCompile(`^([0-9]{1,15})/([0-9]{0,6})([smhd])$`)
 func (c *compiler) rateLimitFilter(n *schema.Node, f *configv1.Filter) {
 	r := &configv1.RateLimitFilter{
 		Burst: uint64(n.Int("burst")), MaxKeys: uint32(n.Int("max_keys")), Status: uint32(n.Int("status")), Headers: n.Bool("headers"),
-		Enabled: share(n, "enabled"), Enforced: share(n, "enforced"),
+		Enabled: share(n, "enabled"), Enforced: share(n, "enforced"), RateLimitedAsResourceExhausted: n.Bool("rate_limited_as_resource_exhausted"),
 	}
 	if n.Has("limit") {
 		r.Tokens, r.IntervalMs = c.rate(n.Get("limit"))
@@ -105,7 +105,7 @@ func (c *compiler) corsFilter(n *schema.Node, f *configv1.Filter) {
 	r := &configv1.CorsFilter{
 		AllowOrigins: c.patterns(n.List("allow_origins")), AllowMethods: c.methodNames(n.List("allow_methods")),
 		AllowHeaders: c.fieldNames(n.List("allow_headers")), ExposeHeaders: c.fieldNames(n.List("expose_headers")),
-		AllowCredentials: n.Bool("allow_credentials"), Shadow: n.Bool("shadow"),
+		AllowCredentials: n.Bool("allow_credentials"), Shadow: n.Bool("shadow"), AnswerNotMatchingPreflights: !n.Bool("forward_not_matching_preflights"),
 	}
 	for _, v := range n.List("allow_origins") {
 		s, _ := v.V.(string)

@@ -39,6 +39,7 @@ func rateLimitFilterBlock() *Block {
 			{Name: "enforced", Kind: Percent, Default: "100%", Doc: "share of those over the limit that are refused; \"0%\" only counts."},
 			{Name: "status", Kind: Int, Default: 429, Min: 400, Max: 599, Doc: "of refusals."},
 			{Name: "headers", Kind: Bool, Default: false, Doc: "responses tell x-ratelimit-limit (the burst), x-ratelimit-remaining and x-ratelimit-reset (seconds until the bucket is full)."},
+			{Name: "rate_limited_as_resource_exhausted", Kind: Bool, Default: false, Doc: "requests of gRPC are refused by RESOURCE_EXHAUSTED, not UNAVAILABLE."},
 		},
 	}
 }
@@ -61,6 +62,7 @@ func corsFilterBlock() *Block {
 			{Name: "expose_headers", Kind: Strings, MaxLen: 100, Doc: "of Access-Control-Expose-Headers."},
 			{Name: "max_age", Kind: Duration, Max: 30 * day, DefaultDoc: "the browser's", Doc: "how long a browser keeps the answer; whole seconds."},
 			{Name: "allow_credentials", Kind: Bool, Default: false, Doc: "cookies and authorisation may come along; not with the origin \"*\"."},
+			{Name: "forward_not_matching_preflights", Kind: Bool, Default: true, Doc: "preflight requests of other origins go on; else they are answered 200 here, without a permission."},
 			{Name: "shadow", Kind: Bool, Default: false, Doc: "origins are counted, nothing is answered or changed."},
 		},
 	}

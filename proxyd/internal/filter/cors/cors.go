@@ -32,6 +32,7 @@ type Filter struct {
 	maxAge      []byte
 	credentials bool
 	shadow      bool
+	answers     bool                    // preflight requests of other origins too
 	free        []freelist.List[policy] // by worker
 	cells       []*counters.CORS
 }
@@ -39,7 +40,7 @@ type Filter struct {
 // New builds the filter.
 func New(o *configv1.CorsFilter, workers int, cells []*counters.CORS) (*Filter, error) {
 	f := &Filter{
-		credentials: o.GetAllowCredentials(), shadow: o.GetShadow(), free: make([]freelist.List[policy], workers), cells: cells,
+		credentials: o.GetAllowCredentials(), shadow: o.GetShadow(), answers: o.GetAnswerNotMatchingPreflights(), free: make([]freelist.List[policy], workers), cells: cells,
 		methods: join(o.GetAllowMethods()), headers: join(o.GetAllowHeaders()), expose: join(o.GetExposeHeaders()),
 	}
 	var err error
@@ -89,7 +90,12 @@ func (p *policy) DecodeHeaders(c *stream.Callbacks, _ bool) stream.Status {
 	cells := p.cells[s.Worker.ID]
 	if len(origin) > maxOrigin || !p.origins.Match(origin) {
 		cells[counters.CORSOriginInvalid]++
-		return stream.Continue // the browser keeps the response from the page; a preflight goes on to the upstream
+		if p.answers && !p.shadow && preflight(&s.Request) {
+			s.NewReply(200)
+			s.SendReply(nil, "", detail)
+			return stream.StopIteration
+		}
+		return stream.Continue // the browser keeps the response from the page
 	}
 	cells[counters.CORSOriginValid]++
 	if p.shadow {
@@ -97,7 +103,7 @@ func (p *policy) DecodeHeaders(c *stream.Callbacks, _ bool) stream.Status {
 	}
 	p.allowed = true
 	p.origin = append(p.origin[:0], origin...)
-	if s.Request.MethodID() != header.MethodOptions || !s.Request.Has(header.AccessControlRequestMethod) {
+	if !preflight(&s.Request) {
 		return stream.Continue
 	}
 	h := s.NewReply(200)
@@ -111,6 +117,11 @@ func (p *policy) DecodeHeaders(c *stream.Callbacks, _ bool) stream.Status {
 	add(header.AccessControlMaxAge, p.maxAge)
 	s.SendReply(nil, "", detail) // through EncodeHeaders, which adds the origin
 	return stream.StopIteration
+}
+
+// preflight tells a request that a browser makes before the one of a page.
+func preflight(r *header.Request) bool {
+	return r.MethodID() == header.MethodOptions && r.Has(header.AccessControlRequestMethod)
 }
 
 // EncodeHeaders implements stream.Filter. For an allowed origin it replaces what the upstream says.

@@ -42,6 +42,7 @@ type Filter struct {
 	enforced uint64
 	status   int
 	headers  bool
+	exhaust  bool // gRPC is refused by RESOURCE_EXHAUSTED
 	workers  []perWorker
 	cells    []*counters.RateLimit
 }
@@ -71,7 +72,7 @@ type part struct {
 
 // New builds the filter.
 func New(o *configv1.RateLimitFilter, workers int, cells []*counters.RateLimit) (*Filter, error) {
-	f := &Filter{enabled: share(o.Enabled), enforced: share(o.Enforced), status: int(o.GetStatus()), headers: o.GetHeaders(), cells: cells}
+	f := &Filter{enabled: share(o.Enabled), enforced: share(o.Enforced), status: int(o.GetStatus()), headers: o.GetHeaders(), exhaust: o.GetRateLimitedAsResourceExhausted(), cells: cells}
 	if f.status == 0 {
 		f.status = 429
 	}
@@ -267,10 +268,16 @@ func (f *Filter) refuse(s *stream.Stream, wait int64) {
 	var digits [20]byte
 	h.Set(header.RetryAfter, nil, strconv.AppendInt(digits[:0], max(seconds(wait), 1), 10))
 	h.Set(header.Other, nameLimited, yes)
+	if f.exhaust && s.GRPC() {
+		h.Set(header.GrpcStatus, nil, exhausted)
+	}
 	s.SendReply(body, "text/plain", text)
 }
 
 var body, yes = []byte(text), []byte("true")
+
+// exhausted is gRPC's RESOURCE_EXHAUSTED.
+var exhausted = []byte("8")
 
 // append makes the key of a request. A request that lacks a part has none and is not limited (as a descriptor of Envoy).
 func (f *Filter) append(key []byte, s *stream.Stream) ([]byte, bool) {

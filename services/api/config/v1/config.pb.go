@@ -9620,18 +9620,19 @@ func (x *HeaderFilter) GetResponse() *HeaderOps {
 
 // RateLimitFilter is a token bucket, or one for each key (Envoy's local_ratelimit). All workers share it. Shares are of a million.
 type RateLimitFilter struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tokens        uint64                 `protobuf:"varint,1,opt,name=tokens,proto3" json:"tokens,omitempty"` // so many an interval
-	IntervalMs    int64                  `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
-	Burst         uint64                 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`                    // tokens that a bucket holds; 0: tokens
-	Key           []string               `protobuf:"bytes,4,rep,name=key,proto3" json:"key,omitempty"`                         // "source" "connection" "route" "virtual_host" "header:NAME"; none: one bucket
-	MaxKeys       uint32                 `protobuf:"varint,5,opt,name=max_keys,json=maxKeys,proto3" json:"max_keys,omitempty"` // buckets kept; default 65 536
-	Enabled       *uint32                `protobuf:"varint,6,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`          // default all: requests that are counted at all (filter_enabled)
-	Enforced      *uint32                `protobuf:"varint,7,opt,name=enforced,proto3,oneof" json:"enforced,omitempty"`        // default all: of those over the limit, which are refused (filter_enforced)
-	Status        uint32                 `protobuf:"varint,8,opt,name=status,proto3" json:"status,omitempty"`                  // default 429
-	Headers       bool                   `protobuf:"varint,9,opt,name=headers,proto3" json:"headers,omitempty"`                // x-ratelimit-limit, -remaining, -reset on responses
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                          protoimpl.MessageState `protogen:"open.v1"`
+	Tokens                         uint64                 `protobuf:"varint,1,opt,name=tokens,proto3" json:"tokens,omitempty"` // so many an interval
+	IntervalMs                     int64                  `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	Burst                          uint64                 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`                                                                                                // tokens that a bucket holds; 0: tokens
+	Key                            []string               `protobuf:"bytes,4,rep,name=key,proto3" json:"key,omitempty"`                                                                                                     // "source" "connection" "route" "virtual_host" "header:NAME"; none: one bucket
+	MaxKeys                        uint32                 `protobuf:"varint,5,opt,name=max_keys,json=maxKeys,proto3" json:"max_keys,omitempty"`                                                                             // buckets kept; default 65 536
+	Enabled                        *uint32                `protobuf:"varint,6,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`                                                                                      // default all: requests that are counted at all (filter_enabled)
+	Enforced                       *uint32                `protobuf:"varint,7,opt,name=enforced,proto3,oneof" json:"enforced,omitempty"`                                                                                    // default all: of those over the limit, which are refused (filter_enforced)
+	Status                         uint32                 `protobuf:"varint,8,opt,name=status,proto3" json:"status,omitempty"`                                                                                              // default 429
+	Headers                        bool                   `protobuf:"varint,9,opt,name=headers,proto3" json:"headers,omitempty"`                                                                                            // x-ratelimit-limit, -remaining, -reset on responses
+	RateLimitedAsResourceExhausted bool                   `protobuf:"varint,70,opt,name=rate_limited_as_resource_exhausted,json=rateLimitedAsResourceExhausted,proto3" json:"rate_limited_as_resource_exhausted,omitempty"` // grpc-status of refusals: 8 instead of 14
+	unknownFields                  protoimpl.UnknownFields
+	sizeCache                      protoimpl.SizeCache
 }
 
 func (x *RateLimitFilter) Reset() {
@@ -9723,6 +9724,13 @@ func (x *RateLimitFilter) GetStatus() uint32 {
 func (x *RateLimitFilter) GetHeaders() bool {
 	if x != nil {
 		return x.Headers
+	}
+	return false
+}
+
+func (x *RateLimitFilter) GetRateLimitedAsResourceExhausted() bool {
+	if x != nil {
+		return x.RateLimitedAsResourceExhausted
 	}
 	return false
 }
@@ -9846,16 +9854,17 @@ func (x *FaultFilter) GetAbortGrpcStatus() uint32 {
 
 // CorsFilter answers preflight requests and lets browsers of other origins read responses (Envoy's cors).
 type CorsFilter struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	AllowOrigins     []string               `protobuf:"bytes,1,rep,name=allow_origins,json=allowOrigins,proto3" json:"allow_origins,omitempty"` // texts with at most one "*", or "~" and a regular expression
-	AllowMethods     []string               `protobuf:"bytes,2,rep,name=allow_methods,json=allowMethods,proto3" json:"allow_methods,omitempty"`
-	AllowHeaders     []string               `protobuf:"bytes,3,rep,name=allow_headers,json=allowHeaders,proto3" json:"allow_headers,omitempty"`
-	ExposeHeaders    []string               `protobuf:"bytes,4,rep,name=expose_headers,json=exposeHeaders,proto3" json:"expose_headers,omitempty"`
-	MaxAgeSeconds    *int64                 `protobuf:"varint,5,opt,name=max_age_seconds,json=maxAgeSeconds,proto3,oneof" json:"max_age_seconds,omitempty"`
-	AllowCredentials bool                   `protobuf:"varint,6,opt,name=allow_credentials,json=allowCredentials,proto3" json:"allow_credentials,omitempty"`
-	Shadow           bool                   `protobuf:"varint,7,opt,name=shadow,proto3" json:"shadow,omitempty"` // origins are counted, nothing is changed
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state                       protoimpl.MessageState `protogen:"open.v1"`
+	AllowOrigins                []string               `protobuf:"bytes,1,rep,name=allow_origins,json=allowOrigins,proto3" json:"allow_origins,omitempty"` // texts with at most one "*", or "~" and a regular expression
+	AllowMethods                []string               `protobuf:"bytes,2,rep,name=allow_methods,json=allowMethods,proto3" json:"allow_methods,omitempty"`
+	AllowHeaders                []string               `protobuf:"bytes,3,rep,name=allow_headers,json=allowHeaders,proto3" json:"allow_headers,omitempty"`
+	ExposeHeaders               []string               `protobuf:"bytes,4,rep,name=expose_headers,json=exposeHeaders,proto3" json:"expose_headers,omitempty"`
+	MaxAgeSeconds               *int64                 `protobuf:"varint,5,opt,name=max_age_seconds,json=maxAgeSeconds,proto3,oneof" json:"max_age_seconds,omitempty"`
+	AllowCredentials            bool                   `protobuf:"varint,6,opt,name=allow_credentials,json=allowCredentials,proto3" json:"allow_credentials,omitempty"`
+	Shadow                      bool                   `protobuf:"varint,7,opt,name=shadow,proto3" json:"shadow,omitempty"`                                                                                   // origins are counted, nothing is changed
+	AnswerNotMatchingPreflights bool                   `protobuf:"varint,70,opt,name=answer_not_matching_preflights,json=answerNotMatchingPreflights,proto3" json:"answer_not_matching_preflights,omitempty"` // preflight requests of other origins are answered too, without a permission
+	unknownFields               protoimpl.UnknownFields
+	sizeCache                   protoimpl.SizeCache
 }
 
 func (x *CorsFilter) Reset() {
@@ -9933,6 +9942,13 @@ func (x *CorsFilter) GetAllowCredentials() bool {
 func (x *CorsFilter) GetShadow() bool {
 	if x != nil {
 		return x.Shadow
+	}
+	return false
+}
+
+func (x *CorsFilter) GetAnswerNotMatchingPreflights() bool {
+	if x != nil {
+		return x.AnswerNotMatchingPreflights
 	}
 	return false
 }
@@ -13594,7 +13610,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0fkid_mismatch_ms\x18F \x01(\x03R\rkidMismatchMs\"\x80\x01\n" +
 	"\fHeaderFilter\x126\n" +
 	"\arequest\x18\x01 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\arequest\x128\n" +
-	"\bresponse\x18\x02 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\bresponse\"\x98\x02\n" +
+	"\bresponse\x18\x02 \x01(\v2\x1c.retinue.config.v1.HeaderOpsR\bresponse\"\xe4\x02\n" +
 	"\x0fRateLimitFilter\x12\x16\n" +
 	"\x06tokens\x18\x01 \x01(\x04R\x06tokens\x12\x1f\n" +
 	"\vinterval_ms\x18\x02 \x01(\x03R\n" +
@@ -13605,7 +13621,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\aenabled\x18\x06 \x01(\rH\x00R\aenabled\x88\x01\x01\x12\x1f\n" +
 	"\benforced\x18\a \x01(\rH\x01R\benforced\x88\x01\x01\x12\x16\n" +
 	"\x06status\x18\b \x01(\rR\x06status\x12\x18\n" +
-	"\aheaders\x18\t \x01(\bR\aheadersB\n" +
+	"\aheaders\x18\t \x01(\bR\aheaders\x12J\n" +
+	"\"rate_limited_as_resource_exhausted\x18F \x01(\bR\x1erateLimitedAsResourceExhaustedB\n" +
 	"\n" +
 	"\b_enabledB\v\n" +
 	"\t_enforced\"\x83\x04\n" +
@@ -13623,7 +13640,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x11abort_grpc_status\x18F \x01(\rR\x0fabortGrpcStatusB\x11\n" +
 	"\x0f_delay_fractionB\x11\n" +
 	"\x0f_abort_fractionB\x1f\n" +
-	"\x1d_response_rate_limit_fraction\"\xa8\x02\n" +
+	"\x1d_response_rate_limit_fraction\"\xed\x02\n" +
 	"\n" +
 	"CorsFilter\x12#\n" +
 	"\rallow_origins\x18\x01 \x03(\tR\fallowOrigins\x12#\n" +
@@ -13632,7 +13649,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0eexpose_headers\x18\x04 \x03(\tR\rexposeHeaders\x12+\n" +
 	"\x0fmax_age_seconds\x18\x05 \x01(\x03H\x00R\rmaxAgeSeconds\x88\x01\x01\x12+\n" +
 	"\x11allow_credentials\x18\x06 \x01(\bR\x10allowCredentials\x12\x16\n" +
-	"\x06shadow\x18\a \x01(\bR\x06shadowB\x12\n" +
+	"\x06shadow\x18\a \x01(\bR\x06shadow\x12C\n" +
+	"\x1eanswer_not_matching_preflights\x18F \x01(\bR\x1banswerNotMatchingPreflightsB\x12\n" +
 	"\x10_max_age_seconds\"v\n" +
 	"\n" +
 	"RbacFilter\x122\n" +
