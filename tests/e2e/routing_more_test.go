@@ -31,6 +31,12 @@ listener "web" {
         respond { body = "routed" }
       }
     }
+    virtual_host "hyphens" {
+      domains = ["*-eu.example.net", "shop-*"]
+      route "/*" {
+        respond { body = "hyphen" }
+      }
+    }
     virtual_host "*" {
       route "/edits" {
         headers {
@@ -127,6 +133,9 @@ func TestRedirectsAndEdits(t *testing.T) {
 		{"secure:80", "/a", "301 https://secure/a"},
 		{"secure:8080", "/a", "301 https://secure:8080/a"},
 		{"outside", "/a", "301 https://outside/a"},
+		{"a.b-eu.example.net", "/", "200 "},
+		{"-eu.example.net", "/", "404 "},
+		{"SHOP-1:80", "/", "200 "},
 		{"h", "/r/scheme?q", "301 https://h/r/scheme?q"},
 		{"h:8080", "/r/host", "302 http://other.example/r/host"},
 		{"h:8080", "/r/port?q", "307 http://h:8443/r/port?q"},

@@ -133,9 +133,9 @@ func (c *compiler) domain(v schema.Value) (string, bool) {
 	switch {
 	case d == "*":
 		return d, true
-	case strings.HasPrefix(d, "*."):
+	case strings.HasPrefix(d, "*."), strings.HasPrefix(d, "*-"):
 		name = d[2:]
-	case strings.HasSuffix(d, ".*"):
+	case strings.HasSuffix(d, ".*"), strings.HasSuffix(d, "-*"):
 		name = d[:len(d)-2]
 	}
 	if validDomain(name) {
@@ -152,7 +152,7 @@ func (c *compiler) domain(v schema.Value) (string, bool) {
 	case strings.IndexFunc(d, func(r rune) bool { return r > 126 }) >= 0:
 		detail = fmt.Sprintf("%q is written in its ASCII form here (xn--…), as browsers send it.", s)
 	case strings.Contains(d, "*"):
-		detail = "A wildcard is the whole first or the whole last label: \"*.example.com\", \"example.*\", or \"*\" alone."
+		detail = "A wildcard stands at the beginning, before a dot or a hyphen, or so at the end: \"*.example.com\", \"*-eu.example.com\", \"example.*\", or it is \"*\" alone."
 	case strings.HasSuffix(d, "."):
 		detail = "A domain has no dot at its end."
 	}

@@ -6,7 +6,7 @@ func virtualHostBlock() *Block {
 		LabelDoc: "Name in logs; the domain when `domains` is not written.",
 		Doc:      "Routes for some domains. Exact domains are tried first, then the longest *.suffix, the longest prefix.*, and \"*\".",
 		Attrs: []Attr{
-			{Name: "domains", Kind: Strings, MaxLen: 1000, DefaultDoc: "the label", Doc: "\"shop.example.com\", \"*.example.com\", \"example.*\" or \"*\", without a port."},
+			{Name: "domains", Kind: Strings, MaxLen: 1000, DefaultDoc: "the label", Doc: "\"shop.example.com\", \"*.example.com\", \"*-eu.example.com\", \"example.*\" or \"*\", without a port."},
 			{Name: "redirect_https", Kind: String, Default: "none", Choices: []string{"none", "external_only", "all"}, Doc: "which requests that do not come by TLS (or that a trusted proxy did not get by it, X-Forwarded-Proto) are answered 301 to the same URL with https, before any route is looked for: none, those of clients that are not internal (`internal_networks`), or all (Envoy's `require_tls`). Headers and filters are those of the virtual host."},
 			filtersAttr("those of the http block"), addFiltersAttr(), removeFiltersAttr(),
 			{Name: "include_request_attempt_count", Kind: Bool, Default: false, Doc: "upstreams are told which try a request is, 1 for the first: x-envoy-attempt-count, in the place of what a client says."},

@@ -53,8 +53,11 @@ var (
 )
 
 // exchange carries one request and its response over connections that stay.
-func (s *sim) exchange(client *simulated.Peer) {
-	client.Send(plainRequest)
+func (s *sim) exchange(client *simulated.Peer) { s.carry(client, plainRequest) }
+
+// carry is exchange with another request.
+func (s *sim) carry(client *simulated.Peer, request []byte) {
+	client.Send(request)
 	s.worker.Turn(0)
 	up := s.backlog.Last()
 	if up.Discard() == 0 {

@@ -126,6 +126,10 @@ func ValidAuthority(p []byte) bool {
 		return all(host, classHost)
 	}
 	inside := host[1 : len(host)-1]
+	const longest = len("0000:0000:0000:0000:0000:ffff:255.255.255.255")
+	if len(inside) > longest {
+		return false
+	}
 	colon := false
 	for _, c := range inside {
 		colon = colon || c == ':'
