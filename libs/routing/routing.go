@@ -23,6 +23,7 @@ type Request struct {
 	Header    []Field
 	Source    netip.Addr // the client
 	TLS       bool
+	Certified bool   // the client has shown a certificate
 	Draw      uint32 // 0 to 999,999, for fractions
 }
 
@@ -199,6 +200,9 @@ func circumstances(m *configv1.RouteMatch, r *Request) (ok bool, reason string) 
 	}
 	if m.Tls != nil && r.TLS != m.GetTls() {
 		return false, map[bool]string{true: "it comes by TLS", false: "it does not come by TLS"}[r.TLS]
+	}
+	if m.ClientCert != nil && r.Certified != m.GetClientCert() {
+		return false, map[bool]string{true: "the client shows a certificate", false: "the client shows no certificate"}[r.Certified]
 	}
 	if list := m.GetSourceCidrs(); len(list) > 0 && !within(list, r.Source) {
 		return false, fmt.Sprintf("the source %s is not in %s", source(r.Source), strings.Join(list, ", "))

@@ -65,6 +65,8 @@ func TestConditions(t *testing.T) {
 		{`grpc: false`, "it is gRPC"},
 		{`tls: false`, ""},
 		{`tls: true`, "it does not come by TLS"},
+		{`client_cert: false`, ""},
+		{`client_cert: true`, "the client shows no certificate"},
 		{`source_cidrs: "10.0.0.0/8"`, ""},
 		{`source_cidrs: "192.168.0.0/16"`, "the source 10.1.2.3 is not in 192.168.0.0/16"},
 		{`not_source_cidrs: "10.1.0.0/16"`, "the source 10.1.2.3 is in"},

@@ -1,13 +1,16 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"retinue.dev/tests/certs"
 	"retinue.dev/tests/suite"
 )
 
@@ -196,4 +199,98 @@ func TestRedirectsAndEdits(t *testing.T) {
 			mu.Unlock()
 		}
 	})
+}
+
+// TestRouteByClientCert: a certificate that was shown, and so verified, chooses the route, on a resumed session too.
+func TestRouteByClientCert(t *testing.T) {
+	ca, clients := certs.New(t, "servers"), certs.New(t, "clients")
+	edge, own := ca.Issue("shop.test"), clients.Issue("app.mesh")
+	s := suite.Start(t, fmt.Sprintf(`
+runtime { workers = 2 }
+stats { listen = "off" }
+certificate "shop" {
+  cert_file = %q
+  key_file  = %q
+}
+listener "edge" {
+  address = ["127.0.0.1:0"]
+  tls {
+    certificates        = [certificate.shop]
+    client_ca           = %q
+    require_client_cert = false
+  }
+  http {
+    virtual_host "*" {
+      route "/*" {
+        match { client_cert = true }
+        respond { body = "known" }
+      }
+      route "/*" {
+        match { client_cert = false }
+        respond { body = "unknown" }
+      }
+    }
+  }
+}
+`, edge.CertFile, edge.KeyFile, clients.File))
+	for want, certificates := range map[string][]tls.Certificate{"known": {own.TLS}, "unknown": nil} {
+		config := &tls.Config{RootCAs: ca.Pool(), ServerName: "shop.test", Certificates: certificates, ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+		for i := range 2 {
+			r, err := tlsClient(t, config, false).Get("https://" + s.Address("edge") + "/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _ := io.ReadAll(r.Body)
+			r.Body.Close()
+			if string(got) != want || r.TLS.DidResume != (i > 0) {
+				t.Errorf("connection %d, resumed %t: %q, want %q", i, r.TLS.DidResume, got, want)
+			}
+		}
+	}
+}
+
+// TestMirroredShare: a mirror with a fraction gets so many copies, and each client its answer.
+func TestMirroredShare(t *testing.T) {
+	var copies atomic.Int64
+	shadow := teller(t, "shadow", func(*http.Request, string) { copies.Add(1) })
+	s := suite.Start(t, fmt.Sprintf(`
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    virtual_host "*" {
+      route "/*" {
+        cluster = cluster.one
+        mirror {
+          cluster  = cluster.shadow
+          fraction = "50%%"
+        }
+      }
+    }
+  }
+}
+cluster "one" { endpoints = [%q] }
+cluster "shadow" { endpoints = [%q] }
+`, teller(t, "one", nil), shadow))
+	c := client(t)
+	const asked, sigma = 400, 10
+	for range asked {
+		r, err := c.Get("http://" + s.Address("web") + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(r.Body)
+		r.Body.Close()
+		if !strings.Contains(string(body), `"server":"one"`) {
+			t.Fatalf("%s", body)
+		}
+	}
+	s.Eventually("every copy arrives", func() error {
+		if made := s.Stat("retinue_cluster_shadow_total", "cluster=shadow"); made < asked/2-6*sigma || float64(copies.Load()) != made {
+			return fmt.Errorf("%v copies made, %d arrived", made, copies.Load())
+		}
+		return nil
+	})
+	if n := copies.Load(); n > asked/2+6*sigma {
+		t.Errorf("%d of %d were copied, half of them should be", n, asked)
+	}
 }

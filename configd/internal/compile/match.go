@@ -47,7 +47,7 @@ func (c *compiler) conditions(n *schema.Node, m *configv1.RouteMatch) {
 	for _, b := range []struct {
 		name string
 		to   **bool
-	}{{"grpc", &m.Grpc}, {"tls", &m.Tls}} {
+	}{{"grpc", &m.Grpc}, {"tls", &m.Tls}, {"client_cert", &m.ClientCert}} {
 		if n.Has(b.name) {
 			*b.to = proto.Bool(n.Bool(b.name))
 		}

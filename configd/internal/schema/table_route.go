@@ -260,6 +260,7 @@ func matchBlock() *Block {
 			{Name: "content_types", Kind: Strings, MaxLen: 64, Doc: "one of these is the content type, its parameters left aside: \"application/json\", \"text/*\"."},
 			{Name: "grpc", Kind: Bool, Doc: "the request is gRPC (true) or not (false)."},
 			{Name: "tls", Kind: Bool, Doc: "the client's connection is TLS (true) or not (false)."},
+			{Name: "client_cert", Kind: Bool, Doc: "the client has shown a certificate, which was verified by `client_ca` then (true), or has not."},
 			{Name: "source_cidrs", Kind: Strings, MaxLen: 1000, Doc: "networks, one of which the client's address is in; it is that of `xff_num_trusted_hops`."},
 			{Name: "not_source_cidrs", Kind: Strings, MaxLen: 1000, Doc: "networks, none of which it is in."},
 			{Name: "fraction", Kind: Percent, Doc: "so many of the requests, at random; drawn once a request, so that 5% of one route are within 10% of another."},

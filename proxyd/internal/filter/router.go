@@ -88,7 +88,7 @@ func (r *Router) match(s *stream.Stream) *action {
 	request := &s.Request
 	asked := route.Request{
 		Host: request.Authority(), Path: request.Path(), ID: request.MethodID(), Method: request.Method(), Fields: &request.Block,
-		Source: s.Client, TLS: string(request.Scheme()) == "https", Scratch: r.shared.scratch,
+		Source: s.Client, TLS: string(request.Scheme()) == "https", Certified: s.Certified, Scratch: r.shared.scratch,
 	}
 	if len(asked.Path) == 0 {
 		asked.Path = rootPath // CONNECT has none

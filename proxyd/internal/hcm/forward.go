@@ -10,6 +10,7 @@ import (
 	"retinue.dev/proxyd/internal/filter"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/stream"
+	"retinue.dev/proxyd/internal/tlstransport"
 )
 
 // normalize gives the request the one form of its path that router, filters and upstream all see; false for a path that they
@@ -43,6 +44,9 @@ var (
 func (s *Shared) forwarded(st *stream.Stream, config *Config, c *conn.Conn, router *filter.Router) {
 	r := &st.Request
 	s.clientCert(r, config, c)
+	if t, _ := c.Transport().(*tlstransport.Transport); t != nil {
+		st.Certified = t.Certified()
+	}
 	st.Client = st.Peer.Addr().Unmap()
 	if config.TrustedHops > 0 {
 		st.Client = trusted(&r.Block, st.Client, config.TrustedHops, config.UseRemoteAddress)

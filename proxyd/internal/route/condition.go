@@ -21,7 +21,9 @@ type Request struct {
 	Fields *header.Block
 	Source netip.Addr
 	TLS    bool
-	Draw   uint32 // 0 to 999,999, where Table.Draws
+	// Certified tells that the client has shown a certificate.
+	Certified bool
+	Draw      uint32 // 0 to 999,999, where Table.Draws
 	// Scratch takes the joined values of a repeated header and is given back grown.
 	Scratch []byte
 }
@@ -30,7 +32,7 @@ type Request struct {
 type conditions struct {
 	headers, query, cookies []fieldTest
 	media                   [][]byte // one of them; "text/" with a slash at its end is every text
-	grpc, tls               int8     // 1 must be, -1 must not be, 0 no matter
+	grpc, tls, cert         int8     // 1 must be, -1 must not be, 0 no matter
 	in, notIn               []netip.Prefix
 	fraction                int64 // of a million; -1: all
 }
@@ -63,10 +65,10 @@ type fieldTest struct {
 // compileConditions answers nil where there are none.
 func compileConditions(m *configv1.RouteMatch) (*conditions, error) {
 	if len(m.GetHeaders())+len(m.GetQuery())+len(m.GetCookies())+len(m.GetContentTypes())+len(m.GetSourceCidrs())+len(m.GetNotSourceCidrs()) == 0 &&
-		m.Grpc == nil && m.Tls == nil && m.Fraction == nil {
+		m.Grpc == nil && m.Tls == nil && m.ClientCert == nil && m.Fraction == nil {
 		return nil, nil
 	}
-	c := &conditions{grpc: wanted(m.Grpc), tls: wanted(m.Tls), fraction: -1}
+	c := &conditions{grpc: wanted(m.Grpc), tls: wanted(m.Tls), cert: wanted(m.ClientCert), fraction: -1}
 	var err error
 	for _, group := range []struct {
 		from []*configv1.FieldMatch
@@ -153,7 +155,7 @@ func (c *conditions) hold(r *Request) bool {
 	if c.fraction >= 0 && int64(r.Draw) >= c.fraction {
 		return false
 	}
-	if c.tls != 0 && (c.tls > 0) != r.TLS {
+	if c.tls != 0 && (c.tls > 0) != r.TLS || c.cert != 0 && (c.cert > 0) != r.Certified {
 		return false
 	}
 	if c.in != nil && !within(c.in, r.Source) || c.notIn != nil && within(c.notIn, r.Source) {

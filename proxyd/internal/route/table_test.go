@@ -45,7 +45,7 @@ func block(fields []routing.Field) *header.Block {
 func find(t *Table, r *routing.Request) *Entry {
 	ordinal := t.Match(&Request{
 		Host: []byte(r.Authority), Path: []byte(r.Path), ID: header.LookupMethod([]byte(r.Method)), Method: []byte(r.Method),
-		Fields: block(r.Header), Source: r.Source, TLS: r.TLS, Draw: r.Draw,
+		Fields: block(r.Header), Source: r.Source, TLS: r.TLS, Certified: r.Certified, Draw: r.Draw,
 	})
 	if ordinal < 0 {
 		return nil
@@ -180,7 +180,9 @@ func randomConditions(r *rand.Rand, m *configv1.RouteMatch) {
 		return f
 	}
 	yes := r.IntN(2) == 0
-	switch r.IntN(12) {
+	switch r.IntN(13) {
+	case 11:
+		m.ClientCert = &yes
 	case 0, 1, 2:
 		m.Headers = append(m.Headers, field())
 	case 3:
@@ -306,7 +308,7 @@ func randomRequest(r *rand.Rand) *routing.Request {
 		path += "?" + []string{"x-a=a&x-b=12&x-a=b", "&&x-b&x-a", "accept=ab", "=a&x-a=="}[r.IntN(4)]
 	}
 	out := &routing.Request{
-		Authority: host, Path: path, Method: []string{"GET", "POST", "FETCH", "PUT"}[r.IntN(4)], TLS: r.IntN(2) == 0, Draw: r.Uint32N(1_000_000),
+		Authority: host, Path: path, Method: []string{"GET", "POST", "FETCH", "PUT"}[r.IntN(4)], TLS: r.IntN(2) == 0, Certified: r.IntN(2) == 0, Draw: r.Uint32N(1_000_000),
 	}
 	if r.IntN(4) > 0 {
 		out.Source = netip.MustParseAddr([]string{"10.0.0.1", "10.1.0.1", "192.168.0.1", "fe80::1"}[r.IntN(4)])

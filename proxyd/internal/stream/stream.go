@@ -32,6 +32,7 @@ type Info struct {
 	Peer         netip.AddrPort // of the connection; invalid for a Unix socket
 	Client       netip.Addr     // the first untrusted address: the peer, or out of X-Forwarded-For
 	Internal     bool           // Client is of an internal network: its x-envoy-* headers hold
+	Certified    bool           // the peer has shown a certificate, which was verified
 
 	StartWall        int64 // ns since 1970
 	Start            int64

@@ -53,6 +53,7 @@ type Transport struct {
 	client   bool
 	ready    bool
 	begun    bool
+	shown    bool // the peer has shown a certificate
 	placed   bool // it is one of those that may be under way
 	granted  bool // its turn among those that waited has come
 	over     bool // the connection is gone
@@ -85,6 +86,9 @@ func (t *Transport) Protocol() string { return t.protocol }
 
 // Version and cipher suite that the handshake agreed on, by crypto/tls's numbers; 0 before its end.
 func (t *Transport) Version() (version, cipher uint16) { return t.version, t.cipher }
+
+// Certified tells that the peer has shown a certificate; the handshake has verified it.
+func (t *Transport) Certified() bool { return t.shown }
 
 // Noter puts into words what a handshake has shown of the peer. own is the certificate that this side stands for; nil for none.
 type Noter interface {
@@ -271,7 +275,8 @@ func (t *Transport) succeeded() {
 	if state.DidResume {
 		t.cells[counters.SSLSessionReused]++
 	}
-	if !t.client && len(state.PeerCertificates) == 0 {
+	t.shown = len(state.PeerCertificates) > 0
+	if !t.client && !t.shown {
 		t.cells[counters.SSLNoCertificate]++
 	}
 	if state.Version == tls.VersionTLS13 {

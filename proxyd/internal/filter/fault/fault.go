@@ -151,7 +151,7 @@ func (i *injector) meets(s *stream.Stream) bool {
 	mine := &i.workers[s.Worker.ID]
 	asked := route.Request{
 		Path: s.Request.Path(), ID: s.Request.MethodID(), Method: s.Request.Method(), Fields: &s.Request.Block, Source: s.Client,
-		TLS: string(s.Request.Scheme()) == "https", Scratch: mine.scratch,
+		TLS: string(s.Request.Scheme()) == "https", Certified: s.Certified, Scratch: mine.scratch,
 	}
 	if i.when.Draws() {
 		asked.Draw = uint32(s.Worker.Rand() % million)

@@ -267,7 +267,7 @@ func (a *action) find(s *stream.Stream, m *buffers) []byte {
 	case valueMatch:
 		asked := route.Request{
 			Path: r.Path(), ID: r.MethodID(), Method: r.Method(), Fields: &r.Block, Source: s.Client,
-			TLS: string(r.Scheme()) == "https", Scratch: m.match,
+			TLS: string(r.Scheme()) == "https", Certified: s.Certified, Scratch: m.match,
 		}
 		if a.when.Draws() {
 			asked.Draw = uint32(s.Worker.Rand() % million)

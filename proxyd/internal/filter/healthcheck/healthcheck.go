@@ -96,7 +96,7 @@ func (f *Filter) DecodeHeaders(c *stream.Callbacks, _ bool) stream.Status {
 	s := c.Stream()
 	if string(s.Request.PathOnly()) != string(f.path) || f.when != nil && !f.when.Meets(&route.Request{
 		Path: s.Request.Path(), ID: s.Request.MethodID(), Method: s.Request.Method(), Fields: &s.Request.Block, Source: s.Client,
-		TLS: string(s.Request.Scheme()) == "https", Draw: uint32(s.Worker.Rand() % million),
+		TLS: string(s.Request.Scheme()) == "https", Certified: s.Certified, Draw: uint32(s.Worker.Rand() % million),
 	}) {
 		return stream.Continue
 	}

@@ -187,7 +187,7 @@ func (e *enforcer) DecodeHeaders(c *stream.Callbacks, _ bool) stream.Status {
 	x := subject{
 		Request: route.Request{
 			Path: s.Request.Path(), ID: s.Request.MethodID(), Method: s.Request.Method(), Fields: &s.Request.Block, Source: s.Client,
-			TLS: string(s.Request.Scheme()) == "https", Scratch: e.scratch[at:],
+			TLS: string(s.Request.Scheme()) == "https", Certified: s.Certified, Scratch: e.scratch[at:],
 		},
 		path: s.Request.PathOnly(), host: e.scratch[:at],
 	}

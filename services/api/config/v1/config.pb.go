@@ -4207,6 +4207,7 @@ type RouteMatch struct {
 	SourceCidrs    []string          `protobuf:"bytes,11,rep,name=source_cidrs,json=sourceCidrs,proto3" json:"source_cidrs,omitempty"`            // the client's address must be in one
 	NotSourceCidrs []string          `protobuf:"bytes,12,rep,name=not_source_cidrs,json=notSourceCidrs,proto3" json:"not_source_cidrs,omitempty"` // and in none of these
 	Fraction       *uint32           `protobuf:"varint,13,opt,name=fraction,proto3,oneof" json:"fraction,omitempty"`                              // of a million requests, drawn once a request
+	ClientCert     *bool             `protobuf:"varint,81,opt,name=client_cert,json=clientCert,proto3,oneof" json:"client_cert,omitempty"`        // the client has shown a certificate, which is verified then (Envoy's tls_context)
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -4352,6 +4353,13 @@ func (x *RouteMatch) GetFraction() uint32 {
 		return *x.Fraction
 	}
 	return 0
+}
+
+func (x *RouteMatch) GetClientCert() bool {
+	if x != nil && x.ClientCert != nil {
+		return *x.ClientCert
+	}
+	return false
 }
 
 type isRouteMatch_Path interface {
@@ -13107,7 +13115,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\afilters\x18\t \x03(\v2\x1c.retinue.config.v1.FilterUseR\afilters\x129\n" +
 	"\atracing\x18\n" +
 	" \x01(\v2\x1f.retinue.config.v1.RouteTracingR\atracingB\b\n" +
-	"\x06action\"\x9e\x04\n" +
+	"\x06action\"\xd4\x04\n" +
 	"\n" +
 	"RouteMatch\x12\x16\n" +
 	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12\x18\n" +
@@ -13124,11 +13132,14 @@ const file_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bH\x02R\x03tls\x88\x01\x01\x12!\n" +
 	"\fsource_cidrs\x18\v \x03(\tR\vsourceCidrs\x12(\n" +
 	"\x10not_source_cidrs\x18\f \x03(\tR\x0enotSourceCidrs\x12\x1f\n" +
-	"\bfraction\x18\r \x01(\rH\x03R\bfraction\x88\x01\x01B\x06\n" +
+	"\bfraction\x18\r \x01(\rH\x03R\bfraction\x88\x01\x01\x12$\n" +
+	"\vclient_cert\x18Q \x01(\bH\x04R\n" +
+	"clientCert\x88\x01\x01B\x06\n" +
 	"\x04pathB\a\n" +
 	"\x05_grpcB\x06\n" +
 	"\x04_tlsB\v\n" +
-	"\t_fraction\"\xdb\x02\n" +
+	"\t_fractionB\x0e\n" +
+	"\f_client_cert\"\xdb\x02\n" +
 	"\n" +
 	"FieldMatch\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
