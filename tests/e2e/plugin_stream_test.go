@@ -17,6 +17,7 @@ import (
 	"time"
 
 	tracepb "go.opentelemetry.io/proto/slim/otlp/trace/v1"
+	"golang.org/x/sys/unix"
 
 	"retinue.dev/tests/suite"
 )
@@ -142,15 +143,44 @@ func TestPluginEnvironment(t *testing.T) {
 	}
 }
 
-// TestPluginYields: a plugin that eats processors does not get as much of them as the suite.
+// TestPluginYields: a plugin that eats processors does not get as much of them as the suite, and gives one up to whoever wakes up; one that was started
+// again after a crash too. restartd, which starts it, and proxyd, which it is for, are as they were.
 func TestPluginYields(t *testing.T) {
 	p := probe(t, "", mirror(t))
-	group, err := os.ReadFile(fmt.Sprintf("/proc/%d/autogroup", pluginPID(p.Suite, "probe")))
-	if err != nil || len(group) == 0 {
-		t.Skip("the scheduler makes no groups of sessions")
+	slice := func(pid int) uint64 { // 0: the kernel has none
+		a, err := unix.SchedGetAttr(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.Runtime
 	}
-	if !strings.HasSuffix(strings.TrimSpace(string(group)), "nice 10") {
-		t.Errorf("the group of the plugin's session is %q, want nice 10", group)
+	for _, crashed := range []bool{false, true} {
+		pid := pluginPID(p.Suite, "probe")
+		if crashed {
+			was := pid
+			_ = syscall.Kill(was, syscall.SIGKILL)
+			for deadline := time.Now().Add(20 * time.Second); (pid == was || pid == 0) && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+				pid = pluginPID(p.Suite, "probe")
+			}
+		}
+		if a, err := unix.SchedGetAttr(pid, 0); err != nil || a.Nice < 10 || a.Runtime != 0 && a.Runtime != 100e6 {
+			t.Errorf("after a crash %v: the plugin is %+v, %v; want nice 10 and a slice of 100 ms", crashed, a, err)
+		}
+		group := func() string {
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/autogroup", pid))
+			return strings.TrimSpace(string(b))
+		}
+		if group() == "" {
+			continue // the scheduler makes no groups of sessions
+		}
+		for deadline := time.Now().Add(20 * time.Second); !strings.HasSuffix(group(), "nice 19") && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		}
+		if !strings.HasSuffix(group(), "nice 19") {
+			t.Errorf("after a crash %v: the group of the plugin's session is %q, want nice 19", crashed, group())
+		}
+	}
+	if slice(p.PID("proxyd")) == 100e6 || slice(p.PID("restartd")) == 100e6 {
+		t.Error("proxyd or restartd yields too")
 	}
 }
 

@@ -24,6 +24,7 @@ type spec struct {
 	object  *configv1.Plugin
 	hash    []byte
 	command string // path or name
+	last    copied // of the plugin's last generation
 	schemas settings.Cache
 	log     *slog.Logger
 }
@@ -32,7 +33,7 @@ func (m *Manager) spec(p *plugin, o *configv1.Plugin, hash []byte, command strin
 	if command == "" {
 		command = o.GetCommand()
 	}
-	s := spec{name: p.name, number: m.next, object: o, hash: hash, command: command, schemas: settings.InRunDir(m.opt.RunDir), log: m.opt.Log}
+	s := spec{name: p.name, number: m.next, object: o, hash: hash, command: command, last: p.last, schemas: settings.InRunDir(m.opt.RunDir), log: m.opt.Log}
 	m.next++
 	m.dirty = true
 	return s
@@ -99,19 +100,22 @@ func (m *Manager) launch(s spec, step func(step, message string)) (*instance, er
 			_ = os.Remove(t.program)
 		}
 	}()
-	sum, err := copyProgram(path, t.program)
+	var own copied
+	aside(func() { own, err = copyProgram(path, t.program, s.last) })
 	if err != nil {
 		return nil, refused("command", "%v", err)
 	}
-	if want := s.object.GetSha256(); want != "" && !strings.EqualFold(want, sum) {
-		return nil, refused("sha256", "the program %s has the hash %s", path, sum)
+	if want := s.object.GetSha256(); want != "" && !strings.EqualFold(want, own.sum) {
+		return nil, refused("sha256", "the program %s has the hash %s", path, own.sum)
 	}
 	if err := errors.Join(m.opt.Launcher.share(t.program, 0o750), m.opt.Launcher.share(dir, 0o770)); err != nil {
 		return nil, err
 	}
 	step("start", path)
 	startOf(t, s.object)
-	p, output, err := m.opt.Launcher.launch(t)
+	var p *process
+	var output string
+	aside(func() { p, output, err = m.opt.Launcher.launch(t) })
 	if err != nil {
 		return nil, refused("command", "it does not start: %v", err)
 	}
@@ -120,8 +124,8 @@ func (m *Manager) launch(s spec, step func(step, message string)) (*instance, er
 			p.kill()
 		}
 	}()
-	g := &instance{process: p, record: record{
-		Number: s.number, Program: path, SHA256: sum, PID: p.PID, StartTime: p.StartTime, ConfigHash: s.hash, ConfigID: 1,
+	g := &instance{process: p, program: own, record: record{
+		Number: s.number, Program: path, SHA256: own.sum, PID: p.PID, StartTime: p.StartTime, ConfigHash: s.hash, ConfigID: 1,
 		Dir: dir, Log: output, Unit: p.unit, StartedUnixMS: time.Now().UnixMilli(), State: stateReady,
 	}}
 	h, err := awaitHandshake(ctx, p, output, dir)
@@ -137,6 +141,9 @@ func (m *Manager) launch(s spec, step func(step, message string)) (*instance, er
 		return nil, err
 	}
 	good = true
+	if p.settle != nil {
+		p.settle()
+	}
 	return g, nil
 }
 

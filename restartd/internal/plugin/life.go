@@ -15,6 +15,10 @@ import (
 func (m *Manager) enter(p *plugin, g *instance) {
 	g.plugin = p
 	p.gens[g.Number] = g
+	if g.program.path != "" {
+		p.last = g.program
+		m.forget(p)
+	}
 	m.dirty = true
 	go func() {
 		<-g.process.gone
@@ -37,6 +41,7 @@ func (m *Manager) drop(p *plugin) {
 	for n := range p.gens {
 		_ = os.Remove(m.programPath(p.name, n))
 	}
+	_ = os.Remove(p.last.path)
 	_ = os.RemoveAll(m.stateDir(p.name))
 }
 
@@ -213,7 +218,9 @@ func (m *Manager) forget(p *plugin) {
 	for n, g := range p.gens {
 		if g.process == nil {
 			ended = append(ended, n)
-			_ = os.Remove(m.programPath(p.name, n))
+			if path := m.programPath(p.name, n); path != p.last.path {
+				_ = os.Remove(path)
+			}
 		}
 	}
 	slices.Sort(ended)

@@ -85,6 +85,7 @@ type plugin struct {
 	swap     *swap
 	restarts uint64
 	crashes  int
+	last     copied    // the program of the newest generation; kept when that ended
 	served   time.Time // when a generation last began to serve
 	timer    *time.Timer
 	nextTry  time.Time
@@ -97,6 +98,7 @@ type plugin struct {
 type instance struct {
 	record
 	plugin  *plugin
+	program copied // as started by this restartd
 	sub     *filterv1.Subscription
 	process *process
 	control controller

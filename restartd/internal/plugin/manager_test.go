@@ -457,7 +457,7 @@ func TestExec(t *testing.T) {
 	if dir := os.Getenv("TEST_EXEC"); dir != "" {
 		t.Fatal(Exec(dir))
 	}
-	b, err := json.Marshal(&start{Program: "/bin/sh", Args: []string{"-c", `echo "$A|$TEST_EXEC|$(ulimit -n)|$(ulimit -c)|$PWD|$1"`, "sh", "a b"}, Environment: []string{"A=1"}, Files: 77})
+	b, err := json.Marshal(&start{Program: "/bin/sh", Args: []string{"-c", `echo "$A|$TEST_EXEC|$(ulimit -n)|$(ulimit -c)|$(nice)|$PWD|$1"`, "sh", "a b"}, Environment: []string{"A=1"}, Files: 77})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +470,7 @@ func TestExec(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	out, err := os.ReadFile(filepath.Join(dir, outputFile))
-	if want := "1||77|0|" + dir + "|a b\n"; err != nil || string(out) != want {
+	if want := fmt.Sprintf("1||77|0|%d|%s|a b\n", max(niceOf(t, 0), startingNice), dir); err != nil || string(out) != want {
 		t.Errorf("%q, want %q, %v", out, want, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, startFile)); !os.IsNotExist(err) {

@@ -3,8 +3,6 @@ package plugin
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -44,35 +42,6 @@ func findProgram(command string, dirs []string) (string, error) {
 	return "", fmt.Errorf("there is no %q in %s: install it there, or write an absolute path", command, strings.Join(dirs, " or "))
 }
 
-// copyProgram gives a generation its own copy and tells its hash.
-func copyProgram(from, to string) (sum string, err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return "", err
-	}
-	defer in.Close()
-	st, err := in.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !st.Mode().IsRegular() || st.Mode().Perm()&0o111 == 0 {
-		return "", fmt.Errorf("%s is no executable file", from)
-	}
-	// A child that is forked while the copy is open for writing holds it so until its exec, and who starts the copy meanwhile is told ETXTBSY.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o700)
-	if err != nil {
-		return "", err
-	}
-	hash := sha256.New()
-	_, err = io.Copy(io.MultiWriter(out, hash), in)
-	if err = errors.Join(err, out.Close()); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(hash.Sum(nil)), nil
-}
-
 // passed are the variables that a plugin inherits.
 var passed = []string{"PATH", "HOME", "TZ", "LANG", "LC_ALL", "GODEBUG", "GOCOVERDIR", "RETINUE_PLUGIN_ORPHAN_MS"}
 
@@ -95,10 +64,11 @@ func environment(name string, number uint64, object *configv1.Plugin) []string {
 // process is a running plugin process.
 type process struct {
 	generation.Process
-	unit string        // of systemd; "" where it is a session of ours
-	stop func() error  // asks it to end, with all that it started
-	gone chan struct{} // closed at its end
-	how  string        // valid then
+	unit   string        // of systemd; "" where it is a session of ours
+	stop   func() error  // asks it to end, with all that it started
+	settle func()        // it is ready: it weighs less from now on; nil for a unit
+	gone   chan struct{} // closed at its end
+	how    string        // valid then
 }
 
 // task is what a launcher starts.

@@ -21,7 +21,7 @@ func TestCopiesCanBeStarted(t *testing.T) {
 		wg.Go(func() {
 			for i := range 25 {
 				to := filepath.Join(dir, fmt.Sprintf("%d-%d", worker, i))
-				if _, err := copyProgram(program, to); err != nil {
+				if _, err := copyProgram(program, to, copied{}); err != nil {
 					t.Error(err)
 					return
 				}

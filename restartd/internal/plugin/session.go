@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,12 +36,16 @@ func (Sessions) launch(t *task) (*process, string, error) {
 	}
 	pid := c.Process.Pid
 	t.limit(pid)
-	yields(pid)
 	p := &process{gone: make(chan struct{})}
 	p.PID = pid
 	p.StartTime, _ = generation.StartTime(pid) // a zombie already: its end is told below
 	p.Signal = func(s syscall.Signal) error { return c.Process.Signal(s) }
 	p.stop = func() error { return p.Signal(syscall.SIGTERM) }
+	if group, err := os.OpenFile(fmt.Sprintf("/proc/%d/autogroup", pid), os.O_WRONLY, 0); err == nil { // else there are none
+		settled := make(chan struct{})
+		p.settle = sync.OnceFunc(func() { close(settled) })
+		go p.weigh(group, settled)
+	}
 	go func() {
 		// Not reaped yet, the process keeps its number, and so does its session.
 		for {
@@ -56,13 +61,6 @@ func (Sessions) launch(t *task) (*process, string, error) {
 		close(p.gone)
 	}()
 	return p, t.log, nil
-}
-
-// yields gives the session's group a small weight beside the others (sched(7), autogroups; where there are none nothing happens): each session
-// has the same otherwise, and a plugin that eats processors would have as much of them as the whole suite. It matters only where they are short. A
-// unit has CPUWeight.
-func yields(pid int) {
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte("10"), 0)
 }
 
 // limit sets the resource limits of the configuration; 0 is the caller.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -133,6 +134,8 @@ func Exec(dir string) error {
 		return os.NewSyscallError("dup3", err)
 	}
 	s.limit(0)
+	runtime.LockOSThread() // the thread becomes the plugin
+	yield()
 	// Go raised the soft limit for itself, and would put the old one back.
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: s.Files, Max: s.Files}); err != nil {
 		return os.NewSyscallError("setrlimit", err)
