@@ -369,6 +369,12 @@ listener "stamped" {
 		if got := strings.Fields(ids["Uid"])[1]; got != user || ids["Groups"] != group {
 			t.Errorf("user %s with groups %q, want %s and %s alone", got, ids["Groups"], user, group)
 		}
+		if group, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup"); !strings.HasSuffix(strings.TrimSpace(string(group)), "/system.slice/"+strings.TrimSuffix(stamp, ".service")+".service") {
+			t.Errorf("the plugin is in %q: its weight would be of no use in another slice", group)
+		}
+		if out := must(t, "systemctl", "show", "-p", "CPUWeight,Slice", stamp); !strings.Contains(out, "CPUWeight=10\n") || !strings.Contains(out, "Slice=system.slice\n") {
+			t.Errorf("the plugin's unit has %q", out)
+		}
 		sees := "/proc/" + strconv.Itoa(pid) + "/root"
 		for _, path := range []string{"/run/retinue/restartd.sock", "/var/lib/retinue/restartd/plugins.json", "/etc/retinue/retinue.hcl"} {
 			if _, err := os.Stat(sees + path); err == nil {
