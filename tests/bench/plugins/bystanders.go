@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,6 +18,22 @@ import (
 // misdeeds are what plugins do while requests of another route are timed. Each has a plugin and a route of its own, to which some requests go
 // meanwhile; "calm" has too, and is what the others are compared with.
 var misdeeds = []string{"calm", "killed", "hung", "flooding", "lying", "leaking"}
+
+// choose leaves the misdeeds that -misdeeds names, and calm.
+func choose() error {
+	if *chosen == "" {
+		return nil
+	}
+	list := []string{"calm"}
+	for name := range strings.SplitSeq(*chosen, ",") {
+		if !slices.Contains(misdeeds[1:], name) {
+			return fmt.Errorf("-misdeeds: there is no %q in %s", name, strings.Join(misdeeds[1:], ","))
+		}
+		list = append(list, name)
+	}
+	misdeeds = list
+	return nil
+}
 
 // crashes is for how many rounds a plugin is used: after more crashes in a row restartd would not start it for a while.
 const crashes = 5
@@ -53,11 +70,15 @@ func bystanders(address, bin, dir string) error {
 			if err != nil {
 				return fmt.Errorf("beside a plugin that is %s: %w", name, err)
 			}
+			// What a restart costs belongs to who needs it, not to the next slice.
+			if _, err := servingPID(bin, dir, wrongdoer(name, round)); err != nil {
+				return err
+			}
 			p50[name] = append(p50[name], quantile(times, 0.5))
 			p99[name] = append(p99[name], quantile(times, 0.99))
 		}
 	}
-	fmt.Printf("another route, %d requests/s, while a plugin is …, %d rounds of %v, none failed\n", *rate, *rounds, *slice)
+	fmt.Printf("another route, %d requests/s, while a plugin is …, %d rounds of %v, none failed%s\n", *rate, *rounds, *slice, urgency())
 	for _, name := range misdeeds {
 		m, ml, mh := interval(ratios(p50[name], p50["calm"]))
 		t, tl, th := interval(ratios(p99[name], p99["calm"]))

@@ -66,8 +66,13 @@ func upstream() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	ready := make(chan error)
 	go func() {
-		runtime.LockOSThread()
+		err := lockThread()
+		ready <- err
+		if err != nil {
+			return
+		}
 		b := make([]byte, 8<<10)
 		for {
 			for _, e := range l.wait(10 * time.Millisecond) {
@@ -88,7 +93,38 @@ func upstream() (string, error) {
 			}
 		}
 	}()
+	if err := <-ready; err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port), nil
+}
+
+// lockThread locks the goroutine to its thread and, with -urgent, has that thread run before all others.
+func lockThread() error {
+	runtime.LockOSThread()
+	if !*urgent {
+		return nil
+	}
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Policy: unix.SCHED_RR, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0); err != nil {
+		return fmt.Errorf("-urgent: %w", err)
+	}
+	return nil
+}
+
+// unlockThread undoes lockThread.
+func unlockThread() {
+	if *urgent {
+		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: unix.SCHED_NORMAL}, 0)
+	}
+	runtime.UnlockOSThread()
+}
+
+// urgency is what -urgent adds to a heading.
+func urgency() string {
+	if *urgent {
+		return ", load and upstream with real-time priority"
+	}
+	return ""
 }
 
 // raw is a read or a write that cannot block, past the scheduler.
@@ -202,8 +238,10 @@ func hammer(address, path string) (requests int, took time.Duration, err error) 
 
 // paced sends requests at a rate and returns the µs from when each was due to its answer.
 func paced(address, path string) ([]float64, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	if err := lockThread(); err != nil {
+		return nil, err
+	}
+	defer unlockThread()
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	l, err := newLoad(address, path, 64)
 	if err != nil {

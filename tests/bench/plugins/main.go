@@ -6,7 +6,8 @@
 // Saturated: 64 connections, throughput and proxyd's CPU a request. Open loop: 5,000 requests a second, each sent at its time whatever
 // the earlier ones do, so that a stall is seen by all that it delays.
 //
-// Bystanders: requests of a route without a plugin, while plugins of other routes are killed, hang, flood, lie and leak, beside those while they behave.
+// Bystanders: requests of a route without a plugin, while plugins of other routes are killed, hang, flood, lie and leak, beside those while they behave. Where
+// the load shares the processors with the suite, a plugin that eats them delays the load too; -urgent counts what the suite is delayed alone.
 //
 // A round is one short slice of each kind in an order of its own, and a figure is the median of what the rounds say beside the same round's
 // slice without a plugin, with the 90 % interval of a bootstrap over rounds: machines are shared, and many short rounds see through
@@ -33,6 +34,8 @@ var (
 	slice  = flag.Duration("slice", 500*time.Millisecond, "length of one kind's part of a round")
 	rate   = flag.Int("rate", 5000, "requests a second of the open loop")
 	only   = flag.String("only", "", "\"saturated\", \"open\" or \"bystanders\"; all when empty")
+	chosen = flag.String("misdeeds", "", "of the bystanders, separated by commas; all when empty")
+	urgent = flag.Bool("urgent", false, "the load and the upstream have real-time priority, as if they were on machines of their own")
 )
 
 const config = `
@@ -85,6 +88,10 @@ stats { listen = "off" }
 
 func main() {
 	flag.Parse()
+	if err := choose(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
