@@ -141,6 +141,21 @@ filter "ext_authz" "grpc" {
   }
 }
 filter "ext_authz" "away" { cluster = cluster.nobody }
+filter "ext_authz" "shadow" {
+  cluster                  = cluster.http_auth
+  path_prefix              = "/check"
+  allowed_upstream_headers = ["x-said"]
+  timeout                  = "20s"
+  enforced                 = "0%"
+}
+filter "ext_authz" "shadow_away" {
+  cluster  = cluster.nobody
+  enforced = "0%"
+}
+filter "ext_authz" "off" {
+  cluster = cluster.nobody
+  enabled = "0%"
+}
 filter "ext_authz" "lenient" {
   cluster            = cluster.nobody
   failure_mode_allow = true
@@ -167,6 +182,18 @@ listener "web" {
         cluster = cluster.app
         filters = [filter.ext_authz.lenient]
       }
+      route "/shadow/*" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.shadow]
+      }
+      route "/shadow-away" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.shadow_away]
+      }
+      route "/off" {
+        cluster = cluster.app
+        filters = [filter.ext_authz.off]
+      }
     }
   }
 }
@@ -189,6 +216,10 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 		{"GET", "/grpc/deny", "", "", "418", "GET /grpc/deny  tenant"},
 		{"GET", "/away", "", "", "403", ""},
 		{"GET", "/lenient", "", "", "200", ""},
+		{"GET", "/shadow/x", "Authorization: letmein\r\n", "", "200", "GET /check/shadow/x"},
+		{"POST", "/shadow/y", "", "hello", "200", ""},
+		{"POST", "/shadow-away", "", "hello", "200", ""},
+		{"POST", "/off", "", "hello", "200", ""},
 	} {
 		t.Run(test.method+test.path, func(t *testing.T) {
 			reached := make(chan string, 1)
@@ -228,6 +259,9 @@ cluster "nobody" { endpoints = ["127.0.0.1:1"] }
 	st.AwaitStat(1, "retinue_ext_authz_ok", "filter=http")
 	st.AwaitStat(1, "retinue_ext_authz_denied", "filter=grpc")
 	st.AwaitStat(1, "retinue_ext_authz_failure_mode_allowed", "filter=lenient")
+	st.AwaitStat(1, "retinue_ext_authz_shadow_denied", "filter=shadow")
+	st.AwaitStat(1, "retinue_ext_authz_shadow_denied", "filter=shadow_away")
+	st.AwaitStat(0, "retinue_ext_authz_error", "filter=off")
 }
 
 // TestExtAuthzEdits: what a permission edits, and how, of the request, its query and the response; and decisions that are kept.

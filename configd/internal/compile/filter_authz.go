@@ -17,6 +17,7 @@ func (c *compiler) extAuthzFilter(n *schema.Node, f *configv1.Filter) {
 	r := &configv1.ExtAuthzFilter{
 		Cluster: service(n.Get("cluster")), Grpc: n.Str("api") == "grpc", PathPrefix: n.Str("path_prefix"), TimeoutMs: n.Int("timeout"),
 		FailureModeAllow: n.Bool("failure_mode_allow"), FailureModeAllowHeaderAdd: n.Bool("failure_mode_allow_header_add"),
+		Enabled: share(n, "enabled"), Enforced: share(n, "enforced"),
 		IncludePeerCertificate:        n.Bool("include_peer_certificate"),
 		StatusOnError:                 uint32(n.Int("status_on_error")),
 		AllowedHeaders:                c.namePatterns(n.List("allowed_headers")),

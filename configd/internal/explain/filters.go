@@ -326,5 +326,11 @@ func asks(f *configv1.ExtAuthzFilter) string {
 	if len(f.GetCacheKey()) > 0 {
 		text += "; decisions kept for " + duration(f.GetCacheTtlMs())
 	}
+	if f.Enabled != nil {
+		text += "; for " + percent(uint64(f.GetEnabled()), all) + " of requests"
+	}
+	if f.Enforced != nil {
+		text += "; enforced for " + percent(uint64(f.GetEnforced()), all)
+	}
 	return text
 }

@@ -70,3 +70,12 @@ func TestFaults(t *testing.T) {
 		t.Errorf("%q is said and not %q", got, want)
 	}
 }
+
+func TestAuthorisers(t *testing.T) {
+	none, half := uint32(0), uint32(500_000)
+	f := &configv1.ExtAuthzFilter{Cluster: "login", TimeoutMs: 200, StatusOnError: 403, CacheKey: []string{"a"}, CacheTtlMs: 5000, Enabled: &half, Enforced: &none}
+	want := "asks the cluster login by HTTP within 200ms; when it fails: 403; decisions kept for 5s; for 50 % of requests; enforced for 0 %"
+	if got := does(&configv1.Filter{Kind: &configv1.Filter_ExtAuthz{ExtAuthz: f}}); got != want {
+		t.Errorf("%q is said and not %q", got, want)
+	}
+}

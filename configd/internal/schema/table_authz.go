@@ -5,7 +5,7 @@ func extAuthzFilterBlock() *Block {
 		Kind: "ext_authz",
 		Doc: "Asks a service whether a request may pass (Envoy's ext_authz): by HTTP, where 200 permits, a 5xx is an error and all else refuses, or by the gRPC API envoy.service.auth.v3. " +
 			"A refusal has the service's status, headers and body, flag UAEX, details `ext_authz_denied`; a service that cannot be asked is answered by status_on_error, details `ext_authz_error`, unless failure_mode_allow is set. " +
-			"The request waits on its worker meanwhile; the service is a cluster like any other. Counters `ok`, `denied`, `error`, `timeout`, `failure_mode_allowed`, `cached`.",
+			"The request waits on its worker meanwhile; the service is a cluster like any other. Counters `ok`, `denied`, `error`, `timeout`, `failure_mode_allowed`, `cached`, `shadow_denied`.",
 		Example: `filter "ext_authz" "login" {
   cluster                  = cluster.login
   allowed_headers          = ["cookie", "x-forwarded-*"]
@@ -27,6 +27,8 @@ func extAuthzFilterBlock() *Block {
 			{Name: "allowed_upstream_headers", Kind: Strings, MaxLen: 200, DefaultDoc: "none", Doc: "HTTP: headers of the service's 200 that replace those of the request."},
 			{Name: "allowed_client_headers", Kind: Strings, MaxLen: 200, DefaultDoc: "all", Doc: "HTTP: headers of a refusal that the client gets."},
 			{Name: "allowed_client_headers_on_success", Kind: Strings, MaxLen: 200, DefaultDoc: "none", Doc: "HTTP: headers of the service's 200 that are added to the response."},
+			{Name: "enabled", Kind: Percent, Default: "100%", Doc: "share of requests that are asked about; the others pass."},
+			{Name: "enforced", Kind: Percent, Default: "100%", Doc: "share of those refused, by the service or for want of its answer, that really are; \"0%\" only counts, in `shadow_denied`. A body that is too large is refused all the same."},
 			{Name: "include_peer_certificate", Kind: Bool, Default: false, Doc: "gRPC: the service gets the client's certificate, percent-encoded in PEM. The names in the certificates of both sides it gets anyway."},
 			{Name: "context_extensions", Kind: HeaderMap, MaxLen: 50, Doc: "gRPC: of the attributes of every request."},
 		},

@@ -79,6 +79,7 @@ const (
 	ExtAuthzTimeout
 	ExtAuthzFailureModeAllowed
 	ExtAuthzCached
+	ExtAuthzShadowDenied
 	ExtAuthzCells
 )
 
@@ -174,7 +175,8 @@ var filters = []*statsv1.Schema{
 		field(counter, "error", "requests about which the service could not be asked, or did not know"),
 		field(counter, "timeout", "those of them that it did not answer in time"),
 		field(counter, "failure_mode_allowed", "those of them that passed all the same"),
-		field(counter, "cached", "requests that a kept decision was for")),
+		field(counter, "cached", "requests that a kept decision was for"),
+		field(counter, "shadow_denied", "requests that were to be refused and passed, since that is not enforced")),
 
 	schema("decompress",
 		field(counter, "decompressed", "bodies decompressed"),

@@ -26,6 +26,7 @@ import (
 )
 
 const (
+	million = 1_000_000
 	// maxAnswer bounds the body of the service's answer, in bytes.
 	maxAnswer = 64 << 10
 	// maxKey bounds the inputs of a decision that is kept, in bytes.
@@ -80,6 +81,7 @@ type Filter struct {
 	extensions                [][]byte // entries of context_extensions, encoded
 	key                       []Value
 	ttl                       int64 // ns
+	enabled, enforced         uint64
 
 	pools   []*upstream.Manager
 	workers []perWorker
@@ -108,9 +110,9 @@ func New(o *configv1.ExtAuthzFilter, n *Needs) (*Filter, error) {
 	f := &Filter{
 		to: to, authority: []byte(o.GetCluster()), grpc: o.GetGrpc(), prefix: o.GetPathPrefix(), timeout: o.GetTimeoutMs() * 1e6,
 		allowOnError: o.GetFailureModeAllow(), tellAllowed: o.GetFailureModeAllowHeaderAdd(), statusOnError: int(o.GetStatusOnError()),
-		certificate: o.GetIncludePeerCertificate(),
-		body:        bodyOptions{int(o.GetMaxRequestBytes()), o.GetAllowPartialMessage(), o.GetPackAsBytes()},
-		ttl:         o.GetCacheTtlMs() * 1e6, pools: n.Pools, workers: make([]perWorker, n.Workers), cells: n.Cells,
+		certificate: o.GetIncludePeerCertificate(), enabled: share(o.Enabled), enforced: share(o.Enforced),
+		body: bodyOptions{int(o.GetMaxRequestBytes()), o.GetAllowPartialMessage(), o.GetPackAsBytes()},
+		ttl:  o.GetCacheTtlMs() * 1e6, pools: n.Pools, workers: make([]perWorker, n.Workers), cells: n.Cells,
 	}
 	if f.timeout <= 0 || f.statusOnError < 200 || f.statusOnError > 599 {
 		return nil, fmt.Errorf("timeout %d ms and status_on_error %d make no sense", o.GetTimeoutMs(), f.statusOnError)
@@ -153,6 +155,16 @@ func New(o *configv1.ExtAuthzFilter, n *Needs) (*Filter, error) {
 	return f, nil
 }
 
+func share(fraction *uint32) uint64 {
+	if fraction == nil {
+		return million
+	}
+	return uint64(*fraction)
+}
+
+// draw tells whether the request is of a share.
+func draw(w *worker.Worker, share uint64) bool { return share >= million || w.Rand()%million < share }
+
 // sends tells whether a header of the request goes to the service.
 func (f *Filter) sends(name []byte) bool { return f.all || f.headers.Match(name) }
 
@@ -192,6 +204,10 @@ type check struct {
 func (c *check) DecodeHeaders(cb *stream.Callbacks, end bool) stream.Status {
 	s := cb.Stream()
 	mine := &c.workers[s.Worker.ID]
+	if !draw(s.Worker, c.enabled) {
+		mine.free.Give(c)
+		return stream.Leave
+	}
 	if len(c.Filter.key) > 0 {
 		c.key, c.keyed = c.inputs(c.key[:0], mine, s)
 		if found := c.cached(mine, s); found != nil {
@@ -348,6 +364,11 @@ func (c *check) OnCallDone(outcome callout.Outcome) {
 		}
 		c.resume(s, cb)
 		return
+	case !draw(s.Worker, c.enforced):
+		cells[counters.ExtAuthzError]++
+		cells[counters.ExtAuthzShadowDenied]++
+		c.resume(s, cb)
+		return
 	default:
 		cells[counters.ExtAuthzError]++
 		s.LocalReply(c.statusOnError, "", stream.FlagUnauthorized, detailError)
@@ -377,6 +398,11 @@ func (c *check) apply(s *stream.Stream) bool {
 		return true
 	}
 	cells[counters.ExtAuthzDenied]++
+	if !draw(s.Worker, c.enforced) {
+		cells[counters.ExtAuthzShadowDenied]++
+		c.decision.reset()
+		return true
+	}
 	s.Flags |= stream.FlagUnauthorized
 	reply := s.NewReply(c.decision.status)
 	contentType := "text/plain"

@@ -8229,6 +8229,8 @@ type ExtAuthzFilter struct {
 	CacheTtlMs                    int64                  `protobuf:"varint,17,opt,name=cache_ttl_ms,json=cacheTtlMs,proto3" json:"cache_ttl_ms,omitempty"`
 	CacheMaxEntries               uint32                 `protobuf:"varint,18,opt,name=cache_max_entries,json=cacheMaxEntries,proto3" json:"cache_max_entries,omitempty"`                      // in each worker
 	IncludePeerCertificate        bool                   `protobuf:"varint,70,opt,name=include_peer_certificate,json=includePeerCertificate,proto3" json:"include_peer_certificate,omitempty"` // gRPC: the client's certificate, beside the name in it
+	Enabled                       *uint32                `protobuf:"varint,71,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`                                                         // of a million; default all: requests that are asked about at all
+	Enforced                      *uint32                `protobuf:"varint,72,opt,name=enforced,proto3,oneof" json:"enforced,omitempty"`                                                       // likewise: of those that are refused, which really are
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -8394,6 +8396,20 @@ func (x *ExtAuthzFilter) GetIncludePeerCertificate() bool {
 		return x.IncludePeerCertificate
 	}
 	return false
+}
+
+func (x *ExtAuthzFilter) GetEnabled() uint32 {
+	if x != nil && x.Enabled != nil {
+		return *x.Enabled
+	}
+	return 0
+}
+
+func (x *ExtAuthzFilter) GetEnforced() uint32 {
+	if x != nil && x.Enforced != nil {
+		return *x.Enforced
+	}
+	return 0
 }
 
 // GlobalRateLimitFilter asks a service of envoy.service.ratelimit.v3 whether a request is over a limit (Envoy's ratelimit). Shares are
@@ -13489,7 +13505,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\text_authz\x18P \x01(\v2!.retinue.config.v1.ExtAuthzFilterH\x00R\bextAuthz\x12V\n" +
 	"\x11global_rate_limit\x18R \x01(\v2(.retinue.config.v1.GlobalRateLimitFilterH\x00R\x0fglobalRateLimit\x120\n" +
 	"\x03jwt\x18Z \x01(\v2\x1c.retinue.config.v1.JwtFilterH\x00R\x03jwtB\x06\n" +
-	"\x04kind\"\xef\x06\n" +
+	"\x04kind\"\xc8\a\n" +
 	"\x0eExtAuthzFilter\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04grpc\x18\x02 \x01(\bR\x04grpc\x12\x1f\n" +
@@ -13513,7 +13529,12 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\fcache_ttl_ms\x18\x11 \x01(\x03R\n" +
 	"cacheTtlMs\x12*\n" +
 	"\x11cache_max_entries\x18\x12 \x01(\rR\x0fcacheMaxEntries\x128\n" +
-	"\x18include_peer_certificate\x18F \x01(\bR\x16includePeerCertificate\"\xfe\x03\n" +
+	"\x18include_peer_certificate\x18F \x01(\bR\x16includePeerCertificate\x12\x1d\n" +
+	"\aenabled\x18G \x01(\rH\x00R\aenabled\x88\x01\x01\x12\x1f\n" +
+	"\benforced\x18H \x01(\rH\x01R\benforced\x88\x01\x01B\n" +
+	"\n" +
+	"\b_enabledB\v\n" +
+	"\t_enforced\"\xfe\x03\n" +
 	"\x15GlobalRateLimitFilter\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x1d\n" +
@@ -14459,6 +14480,7 @@ func file_config_v1_config_proto_init() {
 		(*Filter_GlobalRateLimit)(nil),
 		(*Filter_Jwt)(nil),
 	}
+	file_config_v1_config_proto_msgTypes[82].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[83].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[85].OneofWrappers = []any{
 		(*RateLimitAction_GenericKey)(nil),
