@@ -53,6 +53,20 @@ listener "web" {
         }
         cluster = cluster.one
       }
+      route "/host" {
+        cluster = cluster.one
+        rewrite {
+          host                    = "inner"
+          append_x_forwarded_host = true
+        }
+      }
+      route "/host/from" {
+        cluster = cluster.one
+        rewrite {
+          host_header             = "x-host-to"
+          append_x_forwarded_host = true
+        }
+      }
       route "/r/scheme" {
         redirect { scheme = "https" }
       }
@@ -167,6 +181,24 @@ func TestRedirectsAndEdits(t *testing.T) {
 			t.Errorf("%s with %q: %q, want %q", test.host, test.fields, got, test.want)
 		}
 	}
+	t.Run("another host", func(t *testing.T) {
+		for _, x := range []struct{ path, fields, host, forwarded string }{
+			{"/host", "", "inner", "h:1"},
+			{"/host", "X-Forwarded-Host: a\r\n", "inner", "a,h:1"},
+			{"/host", "X-Forwarded-Host: a, h:1\r\n", "inner", "a, h:1"},
+			{"/host/from", "X-Forwarded-Host: a\r\nX-Host-To: to:2\r\n", "to:2", "a,h:1"},
+			{"/host/from", "X-Host-To: to, other\r\n", "h:1", ""},
+			{"/host/from", "", "h:1", ""},
+		} {
+			status, _, body := askAsWritten(t, address, "GET", "h:1\r\n"+strings.TrimSuffix("X-A: b\r\n"+x.fields, "\r\n"), x.path)
+			mu.Lock()
+			forwarded := strings.Join(seen.Values("X-Forwarded-Host"), "|")
+			mu.Unlock()
+			if status != 200 || !strings.Contains(body, fmt.Sprintf(`"host":%q`, x.host)) || forwarded != x.forwarded {
+				t.Errorf("%s %q: %d %s, X-Forwarded-Host %q", x.path, x.fields, status, body, forwarded)
+			}
+		}
+	})
 	t.Run("headers that are there", func(t *testing.T) {
 		for _, given := range []bool{false, true} {
 			r, err := http.NewRequest("GET", "http://"+address+"/edits", nil)

@@ -33,6 +33,9 @@ func (c *compiler) rewrite(n *schema.Node, a *configv1.RouteAction, match *confi
 		}
 		a.HostRewriteHeader = name
 	}
+	if a.AppendXForwardedHost = n.Bool("append_x_forwarded_host"); a.AppendXForwardedHost && !n.Has("host") && !n.Has("host_header") {
+		c.diags.Report(diag.NoEffect, n.Range("append_x_forwarded_host"), "No other host", "append_x_forwarded_host tells the host that host or host_header replaces; neither is written.")
+	}
 	if q := n.Child("query"); q != nil {
 		c.within(q, func() { a.QueryRewrite = c.queryRewrite(q) })
 	}

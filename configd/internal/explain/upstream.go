@@ -29,6 +29,9 @@ func (y *story) forward(h *configv1.Http, r *configv1.Route, a *configv1.RouteAc
 	if a.GetHostRewriteHeader() != "" {
 		parts = append(parts, "host from the header "+a.GetHostRewriteHeader())
 	}
+	if a.GetAppendXForwardedHost() {
+		parts = append(parts, "X-Forwarded-Host")
+	}
 	if a.GetQueryRewrite() != nil {
 		parts = append(parts, "the query")
 	}

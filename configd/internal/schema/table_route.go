@@ -208,6 +208,7 @@ func rewriteBlock() *Block {
 			regexAttr(), substitutionAttr(), templateAttr(),
 			{Name: "host", Kind: String, MaxLen: 255, Doc: "replaces Host."},
 			{Name: "host_header", Kind: String, MaxLen: 256, Doc: "the request header whose value replaces Host, when it is there and is a host."},
+			{Name: "append_x_forwarded_host", Kind: Bool, Default: false, Doc: "the host that is replaced goes to the end of X-Forwarded-Host."},
 		},
 		Blocks: []Nested{{Block: &Block{
 			Name: "query",

@@ -1,6 +1,8 @@
 package filter
 
 import (
+	"bytes"
+
 	"retinue.dev/proxyd/internal/buffer"
 	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/conn"
@@ -266,15 +268,47 @@ func (r *Router) rewrite(s *stream.Stream, e *edits) {
 		r.shared.scratch = e.query.apply(r.shared.scratch[:0], s.Request.Path())
 		s.Request.SetPath(r.shared.scratch)
 	}
-	if e.host != nil {
-		s.Request.SetAuthority(e.host)
-	}
+	host, scratch := e.host, r.shared.scratch[:0]
 	if e.hostFrom.name != nil {
 		if i := e.hostFrom.find(&s.Request.Block); i >= 0 && header.ValidAuthority(s.Request.ValueAt(i)) {
-			r.shared.scratch = append(r.shared.scratch[:0], s.Request.ValueAt(i)...)
-			s.Request.SetAuthority(r.shared.scratch)
+			scratch = append(scratch, s.Request.ValueAt(i)...)
+			host = scratch
 		}
 	}
+	if host == nil {
+		return
+	}
+	if e.tellHost {
+		scratch = forwardHost(scratch, &s.Request)
+	}
+	r.shared.scratch = scratch
+	s.Request.SetAuthority(host)
+}
+
+// forwardHost puts the request's host at the end of X-Forwarded-Host, unless it is there, as Envoy does. It works behind what scratch
+// holds, and gives it back.
+func forwardHost(scratch []byte, request *header.Request) []byte {
+	host := request.Authority()
+	if len(host) == 0 {
+		return scratch
+	}
+	last := -1
+	for i := request.Index(header.XForwardedHost, 0); i >= 0; i = request.Index(header.XForwardedHost, i+1) {
+		last = i
+	}
+	start := len(scratch)
+	if last < 0 {
+		scratch = append(scratch, host...)
+		request.Add(header.XForwardedHost, nil, scratch[start:])
+		return scratch
+	}
+	list := request.ValueAt(last)
+	if bytes.Equal(header.TrimSpace(list[bytes.LastIndexByte(list, ',')+1:]), host) {
+		return scratch
+	}
+	scratch = append(append(append(scratch, list...), ','), host...)
+	request.SetAt(last, scratch[start:])
+	return scratch
 }
 
 func (r *Router) startTimeout(s *stream.Stream) {

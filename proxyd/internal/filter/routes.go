@@ -97,6 +97,7 @@ type edits struct {
 	rewrite
 	host     []byte
 	hostFrom headerOp // the header whose value replaces the host; name nil: none
+	tellHost bool     // the host that is replaced goes to the end of X-Forwarded-Host
 	query    *queryRewrite
 }
 
@@ -314,7 +315,7 @@ func (c *Compiler) forward(a *action, r *configv1.RouteAction, match *configv1.R
 
 // newEdits is nil where nothing is changed.
 func newEdits(r *configv1.RouteAction, match *configv1.RouteMatch) (*edits, error) {
-	var e edits
+	e := edits{tellHost: r.GetAppendXForwardedHost()}
 	var err error
 	if e.rewrite, err = newRewrite(match, r.PrefixRewrite, r.GetRegexRewrite(), r.GetTemplateRewrite()); err != nil {
 		return nil, err

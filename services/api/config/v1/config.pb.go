@@ -4640,26 +4640,27 @@ func (x *Range) GetEnd() int64 {
 }
 
 type RouteAction struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	Clusters            []*WeightedCluster     `protobuf:"bytes,1,rep,name=clusters,proto3" json:"clusters,omitempty"`                                         // one or more
-	TimeoutMs           *int64                 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`               // request received to response complete; default 15 000; 0 off
-	IdleTimeoutMs       *int64                 `protobuf:"varint,3,opt,name=idle_timeout_ms,json=idleTimeoutMs,proto3,oneof" json:"idle_timeout_ms,omitempty"` // overrides stream_idle
-	PrefixRewrite       *string                `protobuf:"bytes,4,opt,name=prefix_rewrite,json=prefixRewrite,proto3,oneof" json:"prefix_rewrite,omitempty"`    // replaces the matched prefix (or the whole exact path)
-	HostRewrite         string                 `protobuf:"bytes,5,opt,name=host_rewrite,json=hostRewrite,proto3" json:"host_rewrite,omitempty"`
-	MaxStreamDurationMs *int64                 `protobuf:"varint,6,opt,name=max_stream_duration_ms,json=maxStreamDurationMs,proto3,oneof" json:"max_stream_duration_ms,omitempty"`
-	Sticky              *Sticky                `protobuf:"bytes,7,opt,name=sticky,proto3" json:"sticky,omitempty"` // which of several clusters; none: drawn for each request
-	Mirrors             []*Mirror              `protobuf:"bytes,8,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
-	RegexRewrite        *RegexRewrite          `protobuf:"bytes,9,opt,name=regex_rewrite,json=regexRewrite,proto3" json:"regex_rewrite,omitempty"`                   // of the path without query; excludes prefix_rewrite
-	HostRewriteHeader   string                 `protobuf:"bytes,10,opt,name=host_rewrite_header,json=hostRewriteHeader,proto3" json:"host_rewrite_header,omitempty"` // the request header whose value replaces Host, when it is there
-	QueryRewrite        *QueryRewrite          `protobuf:"bytes,11,opt,name=query_rewrite,json=queryRewrite,proto3" json:"query_rewrite,omitempty"`
-	Retry               *RetryPolicy           `protobuf:"bytes,12,opt,name=retry,proto3" json:"retry,omitempty"`                                               // none: nothing is tried again but what an idle connection lost
-	HashPolicies        []*HashPolicy          `protobuf:"bytes,40,rep,name=hash_policies,json=hashPolicies,proto3" json:"hash_policies,omitempty"`             // the key of consistent hashes; without one it is random
-	Subset              []*Metadata            `protobuf:"bytes,41,rep,name=subset,proto3" json:"subset,omitempty"`                                             // of the cluster's hosts; sorted by name
-	Upgrades            *RouteUpgrades         `protobuf:"bytes,42,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                                         // unset: whatever the connection manager allows
-	Priority            RoutingPriority        `protobuf:"varint,43,opt,name=priority,proto3,enum=retinue.config.v1.RoutingPriority" json:"priority,omitempty"` // which of a cluster's circuit breakers bounds the requests
-	TemplateRewrite     string                 `protobuf:"bytes,80,opt,name=template_rewrite,json=templateRewrite,proto3" json:"template_rewrite,omitempty"`    // "/{id}/{country}", of a match by template; excludes prefix_rewrite and regex_rewrite
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Clusters             []*WeightedCluster     `protobuf:"bytes,1,rep,name=clusters,proto3" json:"clusters,omitempty"`                                         // one or more
+	TimeoutMs            *int64                 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`               // request received to response complete; default 15 000; 0 off
+	IdleTimeoutMs        *int64                 `protobuf:"varint,3,opt,name=idle_timeout_ms,json=idleTimeoutMs,proto3,oneof" json:"idle_timeout_ms,omitempty"` // overrides stream_idle
+	PrefixRewrite        *string                `protobuf:"bytes,4,opt,name=prefix_rewrite,json=prefixRewrite,proto3,oneof" json:"prefix_rewrite,omitempty"`    // replaces the matched prefix (or the whole exact path)
+	HostRewrite          string                 `protobuf:"bytes,5,opt,name=host_rewrite,json=hostRewrite,proto3" json:"host_rewrite,omitempty"`
+	MaxStreamDurationMs  *int64                 `protobuf:"varint,6,opt,name=max_stream_duration_ms,json=maxStreamDurationMs,proto3,oneof" json:"max_stream_duration_ms,omitempty"`
+	Sticky               *Sticky                `protobuf:"bytes,7,opt,name=sticky,proto3" json:"sticky,omitempty"` // which of several clusters; none: drawn for each request
+	Mirrors              []*Mirror              `protobuf:"bytes,8,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
+	RegexRewrite         *RegexRewrite          `protobuf:"bytes,9,opt,name=regex_rewrite,json=regexRewrite,proto3" json:"regex_rewrite,omitempty"`                   // of the path without query; excludes prefix_rewrite
+	HostRewriteHeader    string                 `protobuf:"bytes,10,opt,name=host_rewrite_header,json=hostRewriteHeader,proto3" json:"host_rewrite_header,omitempty"` // the request header whose value replaces Host, when it is there
+	QueryRewrite         *QueryRewrite          `protobuf:"bytes,11,opt,name=query_rewrite,json=queryRewrite,proto3" json:"query_rewrite,omitempty"`
+	Retry                *RetryPolicy           `protobuf:"bytes,12,opt,name=retry,proto3" json:"retry,omitempty"`                                                                // none: nothing is tried again but what an idle connection lost
+	HashPolicies         []*HashPolicy          `protobuf:"bytes,40,rep,name=hash_policies,json=hashPolicies,proto3" json:"hash_policies,omitempty"`                              // the key of consistent hashes; without one it is random
+	Subset               []*Metadata            `protobuf:"bytes,41,rep,name=subset,proto3" json:"subset,omitempty"`                                                              // of the cluster's hosts; sorted by name
+	Upgrades             *RouteUpgrades         `protobuf:"bytes,42,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                                                          // unset: whatever the connection manager allows
+	Priority             RoutingPriority        `protobuf:"varint,43,opt,name=priority,proto3,enum=retinue.config.v1.RoutingPriority" json:"priority,omitempty"`                  // which of a cluster's circuit breakers bounds the requests
+	AppendXForwardedHost bool                   `protobuf:"varint,81,opt,name=append_x_forwarded_host,json=appendXForwardedHost,proto3" json:"append_x_forwarded_host,omitempty"` // a host that is replaced goes to the end of X-Forwarded-Host
+	TemplateRewrite      string                 `protobuf:"bytes,80,opt,name=template_rewrite,json=templateRewrite,proto3" json:"template_rewrite,omitempty"`                     // "/{id}/{country}", of a match by template; excludes prefix_rewrite and regex_rewrite
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *RouteAction) Reset() {
@@ -4802,6 +4803,13 @@ func (x *RouteAction) GetPriority() RoutingPriority {
 		return x.Priority
 	}
 	return RoutingPriority_ROUTING_PRIORITY_DEFAULT
+}
+
+func (x *RouteAction) GetAppendXForwardedHost() bool {
+	if x != nil {
+		return x.AppendXForwardedHost
+	}
+	return false
 }
 
 func (x *RouteAction) GetTemplateRewrite() string {
@@ -13174,7 +13182,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04test\"/\n" +
 	"\x05Range\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\x03R\x03end\"\xf4\a\n" +
+	"\x03end\x18\x02 \x01(\x03R\x03end\"\xab\b\n" +
 	"\vRouteAction\x12>\n" +
 	"\bclusters\x18\x01 \x03(\v2\".retinue.config.v1.WeightedClusterR\bclusters\x12\"\n" +
 	"\n" +
@@ -13193,7 +13201,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\rhash_policies\x18( \x03(\v2\x1d.retinue.config.v1.HashPolicyR\fhashPolicies\x123\n" +
 	"\x06subset\x18) \x03(\v2\x1b.retinue.config.v1.MetadataR\x06subset\x12<\n" +
 	"\bupgrades\x18* \x01(\v2 .retinue.config.v1.RouteUpgradesR\bupgrades\x12>\n" +
-	"\bpriority\x18+ \x01(\x0e2\".retinue.config.v1.RoutingPriorityR\bpriority\x12)\n" +
+	"\bpriority\x18+ \x01(\x0e2\".retinue.config.v1.RoutingPriorityR\bpriority\x125\n" +
+	"\x17append_x_forwarded_host\x18Q \x01(\bR\x14appendXForwardedHost\x12)\n" +
 	"\x10template_rewrite\x18P \x01(\tR\x0ftemplateRewriteB\r\n" +
 	"\v_timeout_msB\x12\n" +
 	"\x10_idle_timeout_msB\x11\n" +
