@@ -120,7 +120,7 @@ listener "web" {
       }
       route "/split/*" {
         split = [
-          { cluster = cluster.one, weight = 1, request_headers = { "x-level" = "one" }, response_headers = { "x-target" = "one" } },
+          { cluster = cluster.one, weight = 1, request_headers = { "x-level" = "one" }, response_headers = { "x-target" = "one" }, add_request_headers = { "x-http" = "one" }, remove_response_headers = ["x-from"] },
           { cluster = cluster.two, weight = 1, request_headers = { "x-level" = "two" }, response_headers = { "x-target" = "two" } },
         ]
         sticky {
@@ -167,7 +167,7 @@ func teller(t *testing.T, name string, seen func(*http.Request, string)) string 
 			seen(r, string(body))
 		}
 		_ = json.NewEncoder(w).Encode(map[string]string{
-			"server": name, "uri": r.RequestURI, "host": r.Host, "level": r.Header.Get("X-Level"), "http": r.Header.Get("X-Http"),
+			"server": name, "uri": r.RequestURI, "host": r.Host, "level": r.Header.Get("X-Level"), "http": r.Header.Get("X-Http"), "http+": strings.Join(r.Header.Values("X-Http"), ","),
 			"vhost": r.Header.Get("X-Host"), "default": r.Header.Get("X-Default"), "body": string(body),
 		})
 	}))
@@ -282,7 +282,8 @@ func TestRouting(t *testing.T) {
 		for range 60 {
 			r, got := ask(t, "GET", shop, "/split/x", "")
 			m := told(t, got)
-			if m["level"] != m["server"] || r.Header.Get("X-Target") != m["server"] {
+			one := m["server"] == "one"
+			if m["level"] != m["server"] || r.Header.Get("X-Target") != m["server"] || (r.Header.Values("X-From") == nil) != one || (m["http+"] == "1,one") != one {
 				t.Fatalf("headers of the other target: %v %v", m, r.Header)
 			}
 			hits[m["server"]]++

@@ -141,11 +141,7 @@ func (c *compiler) headerOps(n *schema.Node) *configv1.HeaderOps {
 	ops := &configv1.HeaderOps{
 		Present: c.headerEdits("replace", n.Pairs("replace")), Set: c.headerEdits("set", n.Pairs("set")), Absent: c.headerEdits("default", n.Pairs("default")), Add: c.headerEdits("add", n.Pairs("add")),
 	}
-	for _, v := range n.List("remove") {
-		if name, ok := c.headerName(v); ok {
-			ops.Remove = append(ops.Remove, name)
-		}
-	}
+	ops.Remove = c.removals(n.List("remove"))
 	if len(ops.Present)+len(ops.Set)+len(ops.Absent)+len(ops.Add)+len(ops.Remove) == 0 {
 		return nil
 	}
@@ -179,19 +175,40 @@ func (c *compiler) headerEdits(attr string, pairs []schema.Pair) []*configv1.Hea
 	return out
 }
 
-// setHeaders compiles request_headers and response_headers of one cluster of a split.
-func (c *compiler) setHeaders(n *schema.Node, v schema.Value) *configv1.HeaderOps {
-	pairs, _ := v.V.([]schema.Pair)
-	if len(pairs) == 0 {
+// splitHeaders compiles the edits of requests or responses that belong to one cluster of a split.
+func (c *compiler) splitHeaders(n *schema.Node, rec schema.Record, of string) *configv1.HeaderOps {
+	ops := &configv1.HeaderOps{}
+	for _, name := range []string{of + "_headers", "add_" + of + "_headers", "remove_" + of + "_headers"} {
+		v := rec.Get(name)
+		if !v.Written {
+			continue
+		}
+		if n.Block.Name != "route" {
+			c.diags.Report(diag.Exclusive, v.Range, "No headers", "Headers belong to HTTP; a %s block passes bytes.", n.Block.Name)
+			return nil
+		}
+		switch list := v.V.(type) {
+		case []schema.Value:
+			ops.Remove = c.removals(list)
+		case []schema.Pair:
+			if name == of+"_headers" {
+				ops.Set = c.headerEdits("set", list)
+			} else {
+				ops.Add = c.headerEdits("add", list)
+			}
+		}
+	}
+	if len(ops.Set)+len(ops.Add)+len(ops.Remove) == 0 {
 		return nil
 	}
-	if n.Block.Name != "route" {
-		c.diags.Report(diag.Exclusive, v.Range, "No headers", "Headers belong to HTTP; a %s block passes bytes.", n.Block.Name)
-		return nil
+	return ops
+}
+
+func (c *compiler) removals(list []schema.Value) (out []string) {
+	for _, v := range list {
+		if name, ok := c.headerName(v); ok {
+			out = append(out, name)
+		}
 	}
-	set := c.headerEdits("set", pairs)
-	if set == nil {
-		return nil
-	}
-	return &configv1.HeaderOps{Set: set}
+	return out
 }

@@ -339,8 +339,7 @@ func (c *compiler) targets(n *schema.Node) []*configv1.WeightedCluster {
 		names[name] = true
 		sum += weight
 		w := &configv1.WeightedCluster{Cluster: name, Weight: uint32(weight)}
-		w.RequestHeaders = c.setHeaders(n, rec.Get("request_headers"))
-		w.ResponseHeaders = c.setHeaders(n, rec.Get("response_headers"))
+		w.RequestHeaders, w.ResponseHeaders = c.splitHeaders(n, rec, "request"), c.splitHeaders(n, rec, "response")
 		w.Subset = c.asked(name, rec.Get("subset"))
 		out = append(out, w)
 	}

@@ -298,15 +298,20 @@ func (y *story) action(h *configv1.Http, host *configv1.VirtualHost, r *configv1
 	case r.GetRoute() != nil:
 		y.forward(h, r, r.GetRoute())
 	}
-	for _, level := range []struct {
+	type level struct {
 		name              string
 		request, response *configv1.HeaderOps
 		at                *configv1.Source
-	}{
+	}
+	levels := []level{
 		{"http", h.GetRequestHeaders(), h.GetResponseHeaders(), h.GetSource()},
 		{"virtual_host", host.GetRequestHeaders(), host.GetResponseHeaders(), host.GetSource()},
 		{"route", r.GetRequestHeaders(), r.GetResponseHeaders(), at},
-	} {
+	}
+	for _, c := range r.GetRoute().GetClusters() {
+		levels = append(levels, level{"to " + c.GetCluster(), c.GetRequestHeaders(), c.GetResponseHeaders(), at})
+	}
+	for _, level := range levels {
 		if text := edits(level.request); text != "" && r.GetRoute() != nil {
 			y.tell("request", level.name, text, level.at)
 		}

@@ -14,8 +14,13 @@ func TestExplainTemplate(t *testing.T) {
   http {
     virtual_host "*" {
       route "/videos/{country}/{id}" {
-        cluster = cluster.one
+        split = [
+          { cluster = cluster.one, weight = 1, remove_request_headers = ["x-b"], add_response_headers = { "x-c" = "d" } },
+        ]
         rewrite { template = "/{id}/{country}" }
+        headers {
+          request { replace = { "x-a" = "b" } }
+        }
       }
       route "/{a}/{rest=**}" {
         redirect { template = "/{rest}" }
@@ -26,7 +31,7 @@ func TestExplainTemplate(t *testing.T) {
 cluster "one" { endpoints = ["10.0.0.1:80"] }
 `)
 	for path, want := range map[string][]string{
-		"/videos/de/1": {"✓ /videos/{country}/{id}", "template /{id}/{country}"},
+		"/videos/de/1": {"✓ /videos/{country}/{id}", "template /{id}/{country}", "replaces x-a", "to one", "removes x-b", "adds x-c"},
 		"/videos/de/":  {"✗ /videos/{country}/{id}", "the path /videos/de/ does not have the form /videos/{country}/{id}", "✓ /{a}/{rest=**}", "redirect: template /{rest}"},
 	} {
 		reply, err := Request(running, nil, &configv1.ExplainRequest{Method: "GET", Url: "http://a:8080" + path})

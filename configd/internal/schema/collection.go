@@ -192,10 +192,15 @@ func (d *Decoder) field(a *Attr, rec Record, name, field string, e element, at h
 		if f.Name != field {
 			continue
 		}
-		if f.Kind == HeaderMap {
+		if f.Kind == HeaderMap || f.Kind == Strings {
 			expr := e.expr
 			if expr == nil {
 				expr = hcl.StaticExpr(e.value, e.at)
+			}
+			if f.Kind == Strings {
+				list, ok := d.list(f, expr)
+				rec.Fields[field] = Value{V: list, Range: expr.Range(), Written: list != nil}
+				return ok
 			}
 			pairs, ok := d.headers(f, expr)
 			rec.Fields[field] = Value{V: pairs, Range: expr.Range(), Written: pairs != nil}

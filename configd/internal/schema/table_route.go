@@ -90,6 +90,10 @@ func splitAttr() Attr {
 			{Name: "weight", Kind: Int, Required: true, Min: 1, Max: 1_000_000, Doc: "shares are relative to the sum."},
 			{Name: "request_headers", Kind: HeaderMap, Doc: "headers set on requests to this cluster (routes only)."},
 			{Name: "response_headers", Kind: HeaderMap, Doc: "headers set on its responses (routes only)."},
+			{Name: "add_request_headers", Kind: HeaderMap, Doc: "headers appended to requests (routes only)."},
+			{Name: "add_response_headers", Kind: HeaderMap, Doc: "headers appended to its responses (routes only)."},
+			{Name: "remove_request_headers", Kind: Strings, MaxLen: 100, Doc: "headers removed from requests, which comes first (routes only)."},
+			{Name: "remove_response_headers", Kind: Strings, MaxLen: 100, Doc: "headers removed from its responses (routes only)."},
 			{Name: "subset", Kind: HeaderMap, DefaultDoc: "that of the route", Doc: "metadata that the endpoint has."},
 		},
 	}
@@ -112,7 +116,7 @@ func headerEdits(name, doc string) Nested {
 func headersBlock() *Block {
 	return &Block{
 		Name: "headers",
-		Doc: "Header edits, at four levels: the `http` block, the virtual host, the route, and `request_headers` and `response_headers` of a `split`. They are made in that order, so the more specific has the last word. " +
+		Doc: "Header edits, at four levels: the `http` block, the virtual host, the route, and the headers of a `split`. They are made in that order, so the more specific has the last word. " +
 			"At each level headers are removed first, then replaced, then set, then given their defaults, then added (Envoy's `OVERWRITE_IF_EXISTS`, `OVERWRITE_IF_EXISTS_OR_ADD`, `ADD_IF_ABSENT`, `APPEND_IF_EXISTS_OR_ADD`).",
 		Example: `headers {
   request {
