@@ -95,6 +95,9 @@ func (a *answer) location(dst []byte, request *header.Request, m *substitution.M
 	}
 	path := request.Path()
 	query := len(request.PathOnly())
+	if query == 0 || path[0] != '/' { // OPTIONS *, whose star would be a part of the host
+		path, query = rootPath, 1
+	}
 	bare := len(dst) == start
 	switch {
 	case a.path != "":

@@ -127,6 +127,11 @@ func TestRelativeRedirectKeepsItsHost(t *testing.T) {
 		}
 	}
 	r.SetAuthority([]byte("good.example"))
+	r.SetPath([]byte("*"))
+	if got := string(a.location(nil, &r, nil)); got != "http://good.example/" {
+		t.Errorf("OPTIONS *: got %q", got)
+	}
+	r.SetPath([]byte("//evil.example/x?y"))
 	if got := string(a.location(nil, &r, nil)); got != "http://good.example//evil.example/x?y" {
 		t.Errorf("got %q", got)
 	}
