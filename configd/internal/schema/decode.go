@@ -347,7 +347,7 @@ func (d *Decoder) unknown(b *Block, f *hcl.Diagnostic) bool {
 			if len(homes) > 4 {
 				homes = append(homes[:3], "others")
 			}
-			detail += fmt.Sprintf(" It belongs into %s.", strings.Join(homes, " or "))
+			detail += fmt.Sprintf(" It belongs in %s.", strings.Join(homes, " or "))
 		}
 	}
 	d.Diags.Report(diag.UnknownName, *f.Subject, summary, "%s", detail)

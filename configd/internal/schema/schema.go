@@ -4,6 +4,7 @@ package schema
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -170,7 +171,7 @@ func (b *Block) kind(label string) *Block {
 	return nil
 }
 
-// homes lists the blocks below b (b included) that know name.
+// homes lists the blocks below b (b included) that know name, each title once.
 func (b *Block) homes(name string) []string {
 	var out []string
 	seen := map[*Block]bool{}
@@ -181,10 +182,12 @@ func (b *Block) homes(name string) []string {
 		}
 		seen[c] = true
 		if c.attrs[name] != nil || c.blocks[name] != nil {
-			if c.Name == "" {
-				out = append(out, "the file itself")
-			} else {
-				out = append(out, c.title())
+			title := "the file itself"
+			if c.Name != "" {
+				title = c.title()
+			}
+			if !slices.Contains(out, title) {
+				out = append(out, title)
 			}
 		}
 		for _, n := range c.Blocks {
