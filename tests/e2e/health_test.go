@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -162,6 +163,57 @@ func TestRetries(t *testing.T) {
 	}
 	if got := answers(t, "http://"+s.Address("web")+"/", 30); got["a 503"] == 0 || got["b 500"] == 0 {
 		t.Errorf("a route without retry answers %v", got)
+	}
+}
+
+// TestRetriesOmitHosts: a retry is of a host that is no canary, whomever the first try was of.
+func TestRetriesOmitHosts(t *testing.T) {
+	var retried [2]atomic.Int32 // at the canary, at the other
+	member := func(code int, seen *atomic.Int32) string {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-Envoy-Attempt-Count") != "1" {
+				seen.Add(1)
+			}
+			w.WriteHeader(code)
+		}))
+		t.Cleanup(server.Close)
+		return server.Listener.Addr().String()
+	}
+	failing, canary, other := member(503, new(atomic.Int32)), member(200, &retried[0]), member(200, &retried[1])
+	s := suite.Start(t, fmt.Sprintf(`
+runtime { workers = 1 }
+listener "web" {
+  address = ["127.0.0.1:0"]
+  http {
+    virtual_host "all" {
+      domains                       = ["*"]
+      include_request_attempt_count = true
+      route "/*" {
+        cluster = cluster.app
+        retry {
+          on                                = ["5xx"]
+          omit_host_metadata                = { canary = "true" }
+          host_selection_retry_max_attempts = 100
+        }
+      }
+    }
+  }
+}
+cluster "app" {
+  balance = "random"
+  endpoints = [
+    { address = %q },
+    { address = %q, metadata = { canary = "true" } },
+    { address = %q, metadata = { canary = "false" } },
+  ]
+}
+stats { listen = "off" }
+`, failing, canary, other))
+	if got := answers(t, "http://"+s.Address("web")+"/", 60); got[" 200"] != 60 {
+		t.Errorf("answers %v, want 60 of 200", got)
+	}
+	if retried[0].Load() != 0 || retried[1].Load() == 0 {
+		t.Errorf("%d retries of the canary, %d of the other", retried[0].Load(), retried[1].Load())
 	}
 }
 

@@ -26,12 +26,12 @@ func (c *compiler) retry(n *schema.Node, timeout int64) *configv1.RetryPolicy {
 		Attempts: uint32(n.Int("attempts")), PerTryTimeoutMs: n.Int("per_try_timeout"),
 		BackOffMs: n.Int("back_off"), MaxBackOffMs: 10 * n.Int("back_off"), SameHost: !n.Bool("avoid_previous_hosts"),
 		HedgeOnPerTryTimeout: n.Bool("hedge_on_per_try_timeout"), PerTryIdleTimeoutMs: n.Int("per_try_idle_timeout"),
-		RateLimitedBackOff: c.rateLimitedBackOff(n.Child("rate_limited_back_off")),
+		OmitHostMetadata: c.metadata(n.Get("omit_host_metadata")), RateLimitedBackOff: c.rateLimitedBackOff(n.Child("rate_limited_back_off")),
 	}
 	if n.Has("host_selection_retry_max_attempts") {
 		p.HostSelectionRetryMaxAttempts = uint32(n.Int("host_selection_retry_max_attempts"))
-		if p.SameHost {
-			c.diags.Report(diag.NoEffect, n.Range("host_selection_retry_max_attempts"), "No other host is looked for", "avoid_previous_hosts is false: any host will do.")
+		if p.SameHost && len(p.OmitHostMetadata) == 0 {
+			c.diags.Report(diag.NoEffect, n.Range("host_selection_retry_max_attempts"), "No other host is looked for", "avoid_previous_hosts is false, and there is no omit_host_metadata: any host will do.")
 		}
 	}
 	if n.Has("max_back_off") {

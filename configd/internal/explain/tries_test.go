@@ -22,6 +22,7 @@ func TestExplainTries(t *testing.T) {
           on                                = ["429"]
           per_try_idle_timeout              = "500ms"
           host_selection_retry_max_attempts = 5
+          omit_host_metadata                = { canary = "true" }
           rate_limited_back_off {
             reset_header "retry-after" {}
           }
@@ -41,7 +42,7 @@ cluster "api" { endpoints = ["10.0.0.1:80"] }
 		got[s.GetWhat()+" "+s.GetName()+": "+s.GetReason()] = s.GetSource().GetLine()
 	}
 	for text, line := range map[string]uint32{
-		"retry : on 429, 1 after the first try, without a byte for at most 500ms, pauses of up to 25ms to 250ms or what retry-after asks for, at most 5m0s, of another host within 5 looks": 9,
+		"retry : on 429, 1 after the first try, without a byte for at most 500ms, pauses of up to 25ms to 250ms or what retry-after asks for, at most 5m0s, of another host without canary = true within 5 looks": 9,
 		"request attempts: x-envoy-attempt-count says which try it is":                                                              5,
 		"response attempts: x-envoy-attempt-count says how many tries there were":                                                   5,
 		"request envoy: x-envoy-expected-rq-timeout-ms says how long it may take, x-envoy-original-path what a rewrite has changed": 3,

@@ -110,9 +110,19 @@ func retries(p *configv1.RetryPolicy) string {
 		}
 		text += fmt.Sprintf(" or what %s asks for, at most %s", strings.Join(names, ", "), duration(cmp.Or(b.GetMaxIntervalMs(), 300_000)))
 	}
+	var omitted string
+	if labels := p.GetOmitHostMetadata(); len(labels) > 0 {
+		words := make([]string, len(labels))
+		for i, m := range labels {
+			words[i] = m.GetName() + " = " + m.GetValue()
+		}
+		omitted = " without " + strings.Join(words, ", ")
+	}
 	switch {
-	case p.GetSameHost():
+	case p.GetSameHost() && omitted == "":
 		text += ", of any host"
+	case omitted != "":
+		text += ", of another host" + omitted + " within " + count(int(cmp.Or(p.GetHostSelectionRetryMaxAttempts(), 3)), "look")
 	case p.GetHostSelectionRetryMaxAttempts() > 0:
 		text += ", of another host within " + count(int(p.GetHostSelectionRetryMaxAttempts()), "look")
 	}

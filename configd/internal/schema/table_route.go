@@ -152,7 +152,8 @@ func retryBlock() *Block {
 			{Name: "back_off", Kind: Duration, Default: "25ms", Min: 1, Max: minute, Doc: "the first pause; each further one may be twice as long. The real pause is a random part of it."},
 			{Name: "max_back_off", Kind: Duration, Min: 1, Max: hour, DefaultDoc: "10 times back_off", Doc: "the longest pause."},
 			{Name: "avoid_previous_hosts", Kind: Bool, Default: true, Doc: "prefers another host than those that failed (Envoy's previous_hosts)."},
-			{Name: "host_selection_retry_max_attempts", Kind: Int, Default: 3, Min: 1, Max: 100, Doc: "how often another one is looked for, before it is one of those after all."},
+			{Name: "omit_host_metadata", Kind: HeaderMap, MaxLen: 16, DefaultDoc: "none", Doc: "retries prefer another endpoint than one whose metadata has all of these values, `{ canary = \"true\" }`."},
+			{Name: "host_selection_retry_max_attempts", Kind: Int, Default: 3, Min: 1, Max: 100, Doc: "how often another one is looked for, before it is one of those after all (of both rules)."},
 		},
 		Blocks: []Nested{
 			{Block: rateLimitedBackOffBlock()},

@@ -234,3 +234,21 @@ func TestBuildRefusesLogicalHosts(t *testing.T) {
 		}
 	}
 }
+
+func TestHostHasLabels(t *testing.T) {
+	h := &Host{Metadata: []Label{{"canary", "true"}, {"zone", "b"}}}
+	for _, test := range []struct {
+		labels []Label
+		want   bool
+	}{
+		{nil, true},
+		{[]Label{{"canary", "true"}}, true},
+		{[]Label{{"zone", "b"}, {"canary", "true"}}, true},
+		{[]Label{{"canary", "false"}}, false},
+		{[]Label{{"canary", "true"}, {"version", ""}}, false},
+	} {
+		if got := h.Has(test.labels); got != test.want {
+			t.Errorf("%v: %t", test.labels, got)
+		}
+	}
+}

@@ -65,6 +65,16 @@ func (h *Host) ServerName() string {
 	return ""
 }
 
+// Has tells whether the host's metadata has all of these values.
+func (h *Host) Has(labels []Label) bool {
+	for i := range labels {
+		if v, ok := h.label(labels[i].Name); !ok || v != labels[i].Value {
+			return false
+		}
+	}
+	return true
+}
+
 func (h *Host) label(name string) (string, bool) {
 	for _, l := range h.Metadata {
 		if l.Name == name {

@@ -74,7 +74,7 @@ func (r *Router) connect(s *stream.Stream) {
 	if r.target.choosy {
 		choice = &r.choice
 	}
-	pending := r.shared.Upstream.NewStream(r.target.handle, r.action.priority, r.avoid(), choice, at, at)
+	pending := r.shared.Upstream.NewStream(r.target.handle, r.action.priority, r.avoid(s), choice, at, at)
 	if !at.queued || pending == nil {
 		return
 	}
@@ -144,12 +144,13 @@ func (at *attempt) OnPoolReady(encoder stream.RequestEncoder, host *cluster.Host
 	}
 }
 
-// avoid is the hosts of the tries before, where the policy would have another one.
-func (r *Router) avoid() upstream.Avoid {
-	if r.tries == 0 {
+// avoid is the hosts that a try should rather not have: for the first none.
+func (r *Router) avoid(s *stream.Stream) upstream.Avoid {
+	p := r.retry.policy
+	if p == nil || s.Attempts == 0 {
 		return upstream.Avoid{}
 	}
-	return upstream.Avoid{Hosts: r.tried[:r.tries], Looks: r.retry.policy.looks}
+	return upstream.Avoid{Hosts: r.tried[:r.tries], Labels: p.omit, Looks: p.looks}
 }
 
 // rivals tells that another try than at may still answer, or is about to begin.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"retinue.dev/proxyd/internal/cluster"
 	"retinue.dev/proxyd/internal/counters"
 	"retinue.dev/proxyd/internal/header"
 	"retinue.dev/proxyd/internal/route"
@@ -67,7 +68,8 @@ type retryPolicy struct {
 	backOff    int64 // ns
 	maxBackOff int64
 	sameHost   bool
-	looks      int           // for another host than those that failed
+	looks      int // for another host than those that failed, or are omitted
+	omit       []cluster.Label
 	resets     *askedPause   // nil: what responses say about pauses means nothing
 	hedge      bool          // a try that takes too long goes on beside the next
 	response   []route.Field // responses that one of these holds for are tried again too
@@ -92,6 +94,9 @@ func compileRetry(c *configv1.RetryPolicy) (*retryPolicy, error) {
 			return nil, fmt.Errorf("retry: this proxyd does not know the condition %q", name)
 		}
 		p.on |= bit
+	}
+	for _, m := range c.GetOmitHostMetadata() {
+		p.omit = append(p.omit, cluster.Label{Name: m.GetName(), Value: m.GetValue()})
 	}
 	var err error
 	if p.resets, err = compileResets(c.GetRateLimitedBackOff()); err != nil {

@@ -183,16 +183,21 @@ func (p *pool) full(priority cluster.Priority) bool {
 
 // Avoid is the hosts that a request should rather not have again, and how often another one is looked for.
 type Avoid struct {
-	Hosts []*cluster.Host
-	Looks int
+	Hosts  []*cluster.Host
+	Labels []cluster.Label // a host that has all of these; none: no host
+	Looks  int
+}
+
+func (a *Avoid) has(h *cluster.Host) bool {
+	return slices.Contains(a.Hosts, h) || len(a.Labels) > 0 && h.Has(a.Labels)
 }
 
 // choose finds a host for a request, -1 for none: another one than those to avoid where there is one. choice is what the
 // request says about it, or nil.
 func (p *pool) choose(avoid Avoid, choice *cluster.Choice) int {
 	at, mode := p.balancer.Choose(p.manager.worker.Rand(), p.active, choice)
-	if len(avoid.Hosts) > 0 && len(p.hosts) > 1 {
-		for n := 0; at >= 0 && slices.Contains(avoid.Hosts, p.hosts[at].host) && n < avoid.Looks; n++ {
+	if len(p.hosts) > 1 {
+		for n := 0; n < avoid.Looks && at >= 0 && avoid.has(p.hosts[at].host); n++ {
 			if choice != nil {
 				choice.Attempt++
 			}

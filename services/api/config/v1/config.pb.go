@@ -5361,6 +5361,7 @@ type RetryPolicy struct {
 	PerTryIdleTimeoutMs           int64               `protobuf:"varint,60,opt,name=per_try_idle_timeout_ms,json=perTryIdleTimeoutMs,proto3" json:"per_try_idle_timeout_ms,omitempty"`                               // a try without bytes for so long, once its request is complete; 0: off
 	RateLimitedBackOff            *RateLimitedBackOff `protobuf:"bytes,61,opt,name=rate_limited_back_off,json=rateLimitedBackOff,proto3" json:"rate_limited_back_off,omitempty"`                                     // unset: the pauses above, whatever a response says
 	HostSelectionRetryMaxAttempts uint32              `protobuf:"varint,62,opt,name=host_selection_retry_max_attempts,json=hostSelectionRetryMaxAttempts,proto3" json:"host_selection_retry_max_attempts,omitempty"` // how often another host than those that failed is looked for; default 3
+	OmitHostMetadata              []*Metadata         `protobuf:"bytes,63,rep,name=omit_host_metadata,json=omitHostMetadata,proto3" json:"omit_host_metadata,omitempty"`                                             // likewise than one that has all of these; none: any. Sorted by name
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -5484,6 +5485,13 @@ func (x *RetryPolicy) GetHostSelectionRetryMaxAttempts() uint32 {
 		return x.HostSelectionRetryMaxAttempts
 	}
 	return 0
+}
+
+func (x *RetryPolicy) GetOmitHostMetadata() []*Metadata {
+	if x != nil {
+		return x.OmitHostMetadata
+	}
+	return nil
 }
 
 // RateLimitedBackOff is for the pause that a response asks for, when it is one to try again.
@@ -13243,7 +13251,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x03set\x18\x03 \x03(\v2\x1c.retinue.config.v1.ParameterR\x03set\"5\n" +
 	"\tParameter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xa6\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xf1\x05\n" +
 	"\vRetryPolicy\x12\x0e\n" +
 	"\x02on\x18\x01 \x03(\tR\x02on\x12\x1a\n" +
 	"\battempts\x18\x02 \x01(\rR\battempts\x12+\n" +
@@ -13257,7 +13265,8 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x19retriable_request_headers\x18) \x03(\v2\x1d.retinue.config.v1.FieldMatchR\x17retriableRequestHeaders\x124\n" +
 	"\x17per_try_idle_timeout_ms\x18< \x01(\x03R\x13perTryIdleTimeoutMs\x12X\n" +
 	"\x15rate_limited_back_off\x18= \x01(\v2%.retinue.config.v1.RateLimitedBackOffR\x12rateLimitedBackOff\x12H\n" +
-	"!host_selection_retry_max_attempts\x18> \x01(\rR\x1dhostSelectionRetryMaxAttempts\"v\n" +
+	"!host_selection_retry_max_attempts\x18> \x01(\rR\x1dhostSelectionRetryMaxAttempts\x12I\n" +
+	"\x12omit_host_metadata\x18? \x03(\v2\x1b.retinue.config.v1.MetadataR\x10omitHostMetadata\"v\n" +
 	"\x12RateLimitedBackOff\x128\n" +
 	"\aheaders\x18\x01 \x03(\v2\x1e.retinue.config.v1.ResetHeaderR\aheaders\x12&\n" +
 	"\x0fmax_interval_ms\x18\x02 \x01(\x03R\rmaxIntervalMs\"H\n" +
@@ -14259,139 +14268,140 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	53,  // 92: retinue.config.v1.RetryPolicy.retriable_headers:type_name -> retinue.config.v1.FieldMatch
 	53,  // 93: retinue.config.v1.RetryPolicy.retriable_request_headers:type_name -> retinue.config.v1.FieldMatch
 	65,  // 94: retinue.config.v1.RetryPolicy.rate_limited_back_off:type_name -> retinue.config.v1.RateLimitedBackOff
-	66,  // 95: retinue.config.v1.RateLimitedBackOff.headers:type_name -> retinue.config.v1.ResetHeader
-	61,  // 96: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
-	70,  // 97: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
-	70,  // 98: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
-	70,  // 99: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
-	70,  // 100: retinue.config.v1.HeaderOps.present:type_name -> retinue.config.v1.Header
-	87,  // 101: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
-	6,   // 102: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
-	88,  // 103: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
-	84,  // 104: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
-	39,  // 105: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
-	78,  // 106: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
-	82,  // 107: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
-	46,  // 108: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
-	72,  // 109: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
-	73,  // 110: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
-	74,  // 111: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
-	75,  // 112: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
-	76,  // 113: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
-	88,  // 114: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
-	5,   // 115: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
-	77,  // 116: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
-	79,  // 117: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
-	80,  // 118: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
-	81,  // 119: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
-	70,  // 120: retinue.config.v1.HttpCheck.request_headers:type_name -> retinue.config.v1.Header
-	83,  // 121: retinue.config.v1.OutlierDetection.enforcing:type_name -> retinue.config.v1.OutlierEnforcing
-	85,  // 122: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
-	86,  // 123: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
-	77,  // 124: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
-	90,  // 125: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
-	7,   // 126: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
-	26,  // 127: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
-	7,   // 128: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
-	26,  // 129: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
-	108, // 130: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
-	109, // 131: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
-	110, // 132: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
-	111, // 133: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
-	112, // 134: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
-	117, // 135: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
-	118, // 136: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
-	119, // 137: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
-	120, // 138: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
-	121, // 139: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
-	123, // 140: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
-	124, // 141: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
-	94,  // 142: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
-	95,  // 143: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
-	100, // 144: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
-	63,  // 145: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
-	96,  // 146: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
-	97,  // 147: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
-	98,  // 148: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
-	99,  // 149: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
-	52,  // 150: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
-	104, // 151: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
-	103, // 152: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
-	103, // 153: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
-	101, // 154: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
-	103, // 155: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
-	102, // 156: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
-	102, // 157: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
-	101, // 158: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
-	107, // 159: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
-	105, // 160: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
-	106, // 161: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
-	69,  // 162: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
-	69,  // 163: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
-	52,  // 164: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
-	113, // 165: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
-	113, // 166: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
-	114, // 167: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
-	115, // 168: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
-	116, // 169: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
-	26,  // 170: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
-	52,  // 171: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
-	53,  // 172: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
-	122, // 173: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
-	52,  // 174: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
-	126, // 175: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
-	11,  // 176: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
-	128, // 177: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
-	128, // 178: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
-	128, // 179: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
-	128, // 180: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
-	155, // 181: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
-	134, // 182: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
-	131, // 183: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	87,  // 184: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
-	137, // 185: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	8,   // 186: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
-	26,  // 187: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
-	137, // 188: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	155, // 189: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
-	143, // 190: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
-	144, // 191: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
-	142, // 192: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
-	131, // 193: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
-	0,   // 194: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
-	147, // 195: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
-	150, // 196: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
-	137, // 197: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
-	9,   // 198: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
-	26,  // 199: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
-	70,  // 200: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
-	154, // 201: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
-	26,  // 202: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
-	12,  // 203: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
-	129, // 204: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
-	135, // 205: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
-	138, // 206: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
-	140, // 207: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
-	145, // 208: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
-	148, // 209: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
-	151, // 210: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
-	132, // 211: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
-	152, // 212: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
-	18,  // 213: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
-	130, // 214: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
-	136, // 215: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
-	139, // 216: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
-	141, // 217: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
-	146, // 218: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
-	149, // 219: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
-	139, // 220: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
-	133, // 221: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
-	153, // 222: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
-	213, // [213:223] is the sub-list for method output_type
-	203, // [203:213] is the sub-list for method input_type
-	203, // [203:203] is the sub-list for extension type_name
-	203, // [203:203] is the sub-list for extension extendee
-	0,   // [0:203] is the sub-list for field type_name
+	77,  // 95: retinue.config.v1.RetryPolicy.omit_host_metadata:type_name -> retinue.config.v1.Metadata
+	66,  // 96: retinue.config.v1.RateLimitedBackOff.headers:type_name -> retinue.config.v1.ResetHeader
+	61,  // 97: retinue.config.v1.Redirect.regex_rewrite:type_name -> retinue.config.v1.RegexRewrite
+	70,  // 98: retinue.config.v1.HeaderOps.set:type_name -> retinue.config.v1.Header
+	70,  // 99: retinue.config.v1.HeaderOps.add:type_name -> retinue.config.v1.Header
+	70,  // 100: retinue.config.v1.HeaderOps.absent:type_name -> retinue.config.v1.Header
+	70,  // 101: retinue.config.v1.HeaderOps.present:type_name -> retinue.config.v1.Header
+	87,  // 102: retinue.config.v1.Cluster.endpoints:type_name -> retinue.config.v1.Endpoint
+	6,   // 103: retinue.config.v1.Cluster.balance:type_name -> retinue.config.v1.Balance
+	88,  // 104: retinue.config.v1.Cluster.circuit_breaker:type_name -> retinue.config.v1.CircuitBreaker
+	84,  // 105: retinue.config.v1.Cluster.discovery:type_name -> retinue.config.v1.Discovery
+	39,  // 106: retinue.config.v1.Cluster.tls:type_name -> retinue.config.v1.UpstreamTls
+	78,  // 107: retinue.config.v1.Cluster.health_check:type_name -> retinue.config.v1.HealthCheck
+	82,  // 108: retinue.config.v1.Cluster.outlier_detection:type_name -> retinue.config.v1.OutlierDetection
+	46,  // 109: retinue.config.v1.Cluster.http2:type_name -> retinue.config.v1.Http2
+	72,  // 110: retinue.config.v1.Cluster.ring_hash:type_name -> retinue.config.v1.RingHash
+	73,  // 111: retinue.config.v1.Cluster.maglev:type_name -> retinue.config.v1.Maglev
+	74,  // 112: retinue.config.v1.Cluster.localities:type_name -> retinue.config.v1.LocalityWeight
+	75,  // 113: retinue.config.v1.Cluster.slow_start:type_name -> retinue.config.v1.SlowStart
+	76,  // 114: retinue.config.v1.Cluster.subsets:type_name -> retinue.config.v1.SubsetSelector
+	88,  // 115: retinue.config.v1.Cluster.circuit_breaker_high:type_name -> retinue.config.v1.CircuitBreaker
+	5,   // 116: retinue.config.v1.SubsetSelector.fallback:type_name -> retinue.config.v1.SubsetFallback
+	77,  // 117: retinue.config.v1.SubsetSelector.default_subset:type_name -> retinue.config.v1.Metadata
+	79,  // 118: retinue.config.v1.HealthCheck.http:type_name -> retinue.config.v1.HttpCheck
+	80,  // 119: retinue.config.v1.HealthCheck.tcp:type_name -> retinue.config.v1.TcpCheck
+	81,  // 120: retinue.config.v1.HealthCheck.grpc:type_name -> retinue.config.v1.GrpcCheck
+	70,  // 121: retinue.config.v1.HttpCheck.request_headers:type_name -> retinue.config.v1.Header
+	83,  // 122: retinue.config.v1.OutlierDetection.enforcing:type_name -> retinue.config.v1.OutlierEnforcing
+	85,  // 123: retinue.config.v1.Discovery.dns:type_name -> retinue.config.v1.DnsDiscovery
+	86,  // 124: retinue.config.v1.Discovery.file:type_name -> retinue.config.v1.FileDiscovery
+	77,  // 125: retinue.config.v1.Endpoint.metadata:type_name -> retinue.config.v1.Metadata
+	90,  // 126: retinue.config.v1.AccessLog.json:type_name -> retinue.config.v1.JsonField
+	7,   // 127: retinue.config.v1.Plugin.on_error:type_name -> retinue.config.v1.OnError
+	26,  // 128: retinue.config.v1.Plugin.source:type_name -> retinue.config.v1.Source
+	7,   // 129: retinue.config.v1.FilterUse.on_error:type_name -> retinue.config.v1.OnError
+	26,  // 130: retinue.config.v1.Filter.source:type_name -> retinue.config.v1.Source
+	108, // 131: retinue.config.v1.Filter.header:type_name -> retinue.config.v1.HeaderFilter
+	109, // 132: retinue.config.v1.Filter.rate_limit:type_name -> retinue.config.v1.RateLimitFilter
+	110, // 133: retinue.config.v1.Filter.fault:type_name -> retinue.config.v1.FaultFilter
+	111, // 134: retinue.config.v1.Filter.cors:type_name -> retinue.config.v1.CorsFilter
+	112, // 135: retinue.config.v1.Filter.rbac:type_name -> retinue.config.v1.RbacFilter
+	117, // 136: retinue.config.v1.Filter.ip:type_name -> retinue.config.v1.IpFilter
+	118, // 137: retinue.config.v1.Filter.buffer:type_name -> retinue.config.v1.BufferFilter
+	119, // 138: retinue.config.v1.Filter.body_limit:type_name -> retinue.config.v1.BodyLimitFilter
+	120, // 139: retinue.config.v1.Filter.basic_auth:type_name -> retinue.config.v1.BasicAuthFilter
+	121, // 140: retinue.config.v1.Filter.health_check:type_name -> retinue.config.v1.HealthCheckFilter
+	123, // 141: retinue.config.v1.Filter.compress:type_name -> retinue.config.v1.CompressFilter
+	124, // 142: retinue.config.v1.Filter.decompress:type_name -> retinue.config.v1.DecompressFilter
+	94,  // 143: retinue.config.v1.Filter.ext_authz:type_name -> retinue.config.v1.ExtAuthzFilter
+	95,  // 144: retinue.config.v1.Filter.global_rate_limit:type_name -> retinue.config.v1.GlobalRateLimitFilter
+	100, // 145: retinue.config.v1.Filter.jwt:type_name -> retinue.config.v1.JwtFilter
+	63,  // 146: retinue.config.v1.ExtAuthzFilter.context_extensions:type_name -> retinue.config.v1.Parameter
+	96,  // 147: retinue.config.v1.GlobalRateLimitFilter.descriptors:type_name -> retinue.config.v1.RateLimitDescriptor
+	97,  // 148: retinue.config.v1.RateLimitDescriptor.actions:type_name -> retinue.config.v1.RateLimitAction
+	98,  // 149: retinue.config.v1.RateLimitAction.remote_address:type_name -> retinue.config.v1.AddressMask
+	99,  // 150: retinue.config.v1.RateLimitAction.match:type_name -> retinue.config.v1.RateLimitMatch
+	52,  // 151: retinue.config.v1.RateLimitMatch.match:type_name -> retinue.config.v1.RouteMatch
+	104, // 152: retinue.config.v1.JwtFilter.providers:type_name -> retinue.config.v1.JwtProvider
+	103, // 153: retinue.config.v1.JwtFilter.requires_any:type_name -> retinue.config.v1.JwtRequirement
+	103, // 154: retinue.config.v1.JwtFilter.requires_all:type_name -> retinue.config.v1.JwtRequirement
+	101, // 155: retinue.config.v1.JwtFilter.requires:type_name -> retinue.config.v1.JwtRequirements
+	103, // 156: retinue.config.v1.JwtRequirements.provider:type_name -> retinue.config.v1.JwtRequirement
+	102, // 157: retinue.config.v1.JwtRequirements.any:type_name -> retinue.config.v1.JwtRequirementList
+	102, // 158: retinue.config.v1.JwtRequirements.all:type_name -> retinue.config.v1.JwtRequirementList
+	101, // 159: retinue.config.v1.JwtRequirementList.requirements:type_name -> retinue.config.v1.JwtRequirements
+	107, // 160: retinue.config.v1.JwtProvider.remote_jwks:type_name -> retinue.config.v1.RemoteJwks
+	105, // 161: retinue.config.v1.JwtProvider.from_headers:type_name -> retinue.config.v1.JwtHeader
+	106, // 162: retinue.config.v1.JwtProvider.claim_to_headers:type_name -> retinue.config.v1.JwtClaim
+	69,  // 163: retinue.config.v1.HeaderFilter.request:type_name -> retinue.config.v1.HeaderOps
+	69,  // 164: retinue.config.v1.HeaderFilter.response:type_name -> retinue.config.v1.HeaderOps
+	52,  // 165: retinue.config.v1.FaultFilter.match:type_name -> retinue.config.v1.RouteMatch
+	113, // 166: retinue.config.v1.RbacFilter.rules:type_name -> retinue.config.v1.RbacRules
+	113, // 167: retinue.config.v1.RbacFilter.shadow:type_name -> retinue.config.v1.RbacRules
+	114, // 168: retinue.config.v1.RbacRules.policies:type_name -> retinue.config.v1.RbacPolicy
+	115, // 169: retinue.config.v1.RbacPolicy.permissions:type_name -> retinue.config.v1.RbacPermission
+	116, // 170: retinue.config.v1.RbacPolicy.principals:type_name -> retinue.config.v1.RbacPrincipal
+	26,  // 171: retinue.config.v1.RbacPolicy.source:type_name -> retinue.config.v1.Source
+	52,  // 172: retinue.config.v1.RbacPermission.match:type_name -> retinue.config.v1.RouteMatch
+	53,  // 173: retinue.config.v1.RbacPrincipal.headers:type_name -> retinue.config.v1.FieldMatch
+	122, // 174: retinue.config.v1.HealthCheckFilter.clusters:type_name -> retinue.config.v1.ClusterShare
+	52,  // 175: retinue.config.v1.HealthCheckFilter.match:type_name -> retinue.config.v1.RouteMatch
+	126, // 176: retinue.config.v1.Stats.push:type_name -> retinue.config.v1.StatsPush
+	11,  // 177: retinue.config.v1.StatsPush.format:type_name -> retinue.config.v1.StatsPush.Format
+	128, // 178: retinue.config.v1.StatsPush.attributes:type_name -> retinue.config.v1.StatsLabel
+	128, // 179: retinue.config.v1.StatsPush.headers:type_name -> retinue.config.v1.StatsLabel
+	128, // 180: retinue.config.v1.Tracing.attributes:type_name -> retinue.config.v1.StatsLabel
+	128, // 181: retinue.config.v1.Tracing.headers:type_name -> retinue.config.v1.StatsLabel
+	155, // 182: retinue.config.v1.WatchEndpointsRequest.hello:type_name -> retinue.suite.v1.Hello
+	134, // 183: retinue.config.v1.EndpointsUpdate.clusters:type_name -> retinue.config.v1.ClusterEndpoints
+	131, // 184: retinue.config.v1.EndpointsUpdate.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	87,  // 185: retinue.config.v1.ClusterEndpoints.endpoints:type_name -> retinue.config.v1.Endpoint
+	137, // 186: retinue.config.v1.CheckReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	8,   // 187: retinue.config.v1.Diagnostic.severity:type_name -> retinue.config.v1.Severity
+	26,  // 188: retinue.config.v1.Diagnostic.source:type_name -> retinue.config.v1.Source
+	137, // 189: retinue.config.v1.ReloadReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	155, // 190: retinue.config.v1.StatusReply.hello:type_name -> retinue.suite.v1.Hello
+	143, // 191: retinue.config.v1.StatusReply.last_reload:type_name -> retinue.config.v1.LastReload
+	144, // 192: retinue.config.v1.StatusReply.watchers:type_name -> retinue.config.v1.WatcherStatus
+	142, // 193: retinue.config.v1.StatusReply.discovery:type_name -> retinue.config.v1.DiscoveryStatus
+	131, // 194: retinue.config.v1.StatusReply.drained:type_name -> retinue.config.v1.DrainedEndpoint
+	0,   // 195: retinue.config.v1.WatcherStatus.role:type_name -> retinue.config.v1.Role
+	147, // 196: retinue.config.v1.HistoryReply.entries:type_name -> retinue.config.v1.HistoryEntry
+	150, // 197: retinue.config.v1.DiffReply.changes:type_name -> retinue.config.v1.Change
+	137, // 198: retinue.config.v1.DiffReply.diagnostics:type_name -> retinue.config.v1.Diagnostic
+	9,   // 199: retinue.config.v1.Change.operation:type_name -> retinue.config.v1.Operation
+	26,  // 200: retinue.config.v1.Change.source:type_name -> retinue.config.v1.Source
+	70,  // 201: retinue.config.v1.ExplainRequest.headers:type_name -> retinue.config.v1.Header
+	154, // 202: retinue.config.v1.ExplainReply.steps:type_name -> retinue.config.v1.ExplainStep
+	26,  // 203: retinue.config.v1.ExplainStep.source:type_name -> retinue.config.v1.Source
+	12,  // 204: retinue.config.v1.Config.Watch:input_type -> retinue.config.v1.WatchRequest
+	129, // 205: retinue.config.v1.Config.WatchEndpoints:input_type -> retinue.config.v1.WatchEndpointsRequest
+	135, // 206: retinue.config.v1.Config.Check:input_type -> retinue.config.v1.CheckRequest
+	138, // 207: retinue.config.v1.Config.Reload:input_type -> retinue.config.v1.ReloadRequest
+	140, // 208: retinue.config.v1.Config.Status:input_type -> retinue.config.v1.StatusRequest
+	145, // 209: retinue.config.v1.Config.History:input_type -> retinue.config.v1.HistoryRequest
+	148, // 210: retinue.config.v1.Config.Diff:input_type -> retinue.config.v1.DiffRequest
+	151, // 211: retinue.config.v1.Config.Rollback:input_type -> retinue.config.v1.RollbackRequest
+	132, // 212: retinue.config.v1.Config.DrainEndpoint:input_type -> retinue.config.v1.DrainEndpointRequest
+	152, // 213: retinue.config.v1.Config.Explain:input_type -> retinue.config.v1.ExplainRequest
+	18,  // 214: retinue.config.v1.Config.Watch:output_type -> retinue.config.v1.WatchResponse
+	130, // 215: retinue.config.v1.Config.WatchEndpoints:output_type -> retinue.config.v1.EndpointsUpdate
+	136, // 216: retinue.config.v1.Config.Check:output_type -> retinue.config.v1.CheckReply
+	139, // 217: retinue.config.v1.Config.Reload:output_type -> retinue.config.v1.ReloadReply
+	141, // 218: retinue.config.v1.Config.Status:output_type -> retinue.config.v1.StatusReply
+	146, // 219: retinue.config.v1.Config.History:output_type -> retinue.config.v1.HistoryReply
+	149, // 220: retinue.config.v1.Config.Diff:output_type -> retinue.config.v1.DiffReply
+	139, // 221: retinue.config.v1.Config.Rollback:output_type -> retinue.config.v1.ReloadReply
+	133, // 222: retinue.config.v1.Config.DrainEndpoint:output_type -> retinue.config.v1.DrainEndpointReply
+	153, // 223: retinue.config.v1.Config.Explain:output_type -> retinue.config.v1.ExplainReply
+	214, // [214:224] is the sub-list for method output_type
+	204, // [204:214] is the sub-list for method input_type
+	204, // [204:204] is the sub-list for extension type_name
+	204, // [204:204] is the sub-list for extension extendee
+	0,   // [0:204] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
