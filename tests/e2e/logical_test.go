@@ -7,15 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"retinue.dev/tests/certs"
 	"retinue.dev/tests/suite"
@@ -71,44 +67,10 @@ func newDoor(t *testing.T, name, address string) *door {
 	return d
 }
 
-// silent makes an address that answers no SYN: a socket listens there whose queue of connections is full.
-func silent(t *testing.T, address string) {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Close(fd) })
-	a := netip.MustParseAddrPort(address)
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}); err != nil {
-		t.Skipf("%s: %v", address, err)
-	}
-	if err := unix.Listen(fd, 0); err != nil {
-		t.Fatal(err)
-	}
-	c, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	for end := time.Now().Add(suite.Patience); ; time.Sleep(time.Millisecond) {
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Unacked > info.Sacked { // of a socket that listens: connections that wait, and how many may
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%d connections wait at a socket for %d", info.Unacked, info.Sacked)
-		}
-	}
-}
-
 // TestLogicalAddressesRace: the first address of a name fails, or is silent; no client notices, by no protocol.
 func TestLogicalAddressesRace(t *testing.T) {
 	good := newDoor(t, "good", "127.0.0.1:0")
-	silent(t, "127.0.0.3:"+good.port)
+	blackHole(t, "127.0.0.3:"+good.port)
 	ways := map[string][]string{
 		"refused": {"127.0.0.2", "127.0.0.1"},
 		"silent":  {"127.0.0.3", "127.0.0.1"},
